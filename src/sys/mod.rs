@@ -1,0 +1,36 @@
+//! The outside: address space, pages, clocks and the one exit. One contract, a file per system.
+//!
+//! | call | means |
+//! |---|---|
+//! | `reserve(bytes)` | address space that no access may touch yet, page aligned; null if refused |
+//! | `release(p, bytes)` | gives a whole reservation back |
+//! | `commit(p, bytes)` | makes whole pages of a reservation readable and writable, zero where never touched; `false` if refused |
+//! | `discard(p, bytes)` | drops the contents of whole committed pages; they read as zero again and cost no memory until touched |
+//! | `advise_huge(p, bytes)` | a wish: back these committed pages with huge pages |
+//! | `resident(p, bytes)` | how many bytes of these whole pages are in memory now |
+//! | `address_space()` | bytes of address space that a reservation may take at most |
+//! | `thread_faults()` | page faults of the calling thread so far, or `None` where the system does not tell |
+//! | `coarse_millis()` | a monotonic clock for decisions that tolerate a few milliseconds of error |
+//! | `die(message)` | writes the static message to standard error and aborts |
+//!
+//! None of these allocates, formats, locks or panics: they are called below `GlobalAlloc`. Where the system offers
+//! no reservation at all (32-bit, wasm, unknown systems) `reserve` answers null and the crate passes everything to
+//! the backing.
+
+#[cfg(all(unix, target_pointer_width = "64"))]
+#[path = "unix.rs"]
+mod os;
+
+#[cfg(not(all(unix, target_pointer_width = "64")))]
+#[path = "none.rs"]
+mod os;
+
+pub use os::{
+    address_space, advise_huge, coarse_millis, commit, die, discard, release, reserve, resident, thread_faults,
+};
+
+/// The page that memory is committed and given back by: 4 KiB, a multiple of it where the system's is larger.
+#[inline]
+pub fn page_size() -> usize {
+    os::page_size()
+}

@@ -1,0 +1,198 @@
+//! Unix with 64-bit addresses: `mmap`, `mprotect`, `madvise`.
+//!
+//! `discard` is `MADV_DONTNEED` on Linux and never `MADV_FREE`: later reads must see zeros, or the known-zero marks
+//! above would lie. On other systems, where `MADV_DONTNEED` may keep the contents, the range is mapped anew.
+
+use crate::sync::{AtomicUsize, Ordering};
+use core::ffi::c_void;
+
+const PROT_RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
+const MAP_PRIVATE_ANON: i32 = libc::MAP_PRIVATE | libc::MAP_ANON | libc::MAP_NORESERVE;
+
+/// The system's page size; read once (Relaxed: every thread that asks reads the same number).
+pub fn page_size() -> usize {
+    static PAGE: AtomicUsize = AtomicUsize::new(0);
+    let known = PAGE.load(Ordering::Relaxed);
+    if known != 0 {
+        return known;
+    }
+    // SAFETY: sysconf reads a constant of the system.
+    let answer = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    let page = if answer >= 4096 { answer as usize } else { 4096 };
+    PAGE.store(page, Ordering::Relaxed);
+    page
+}
+
+/// Reserves `bytes` of address space; null if refused.
+pub fn reserve(bytes: usize) -> *mut u8 {
+    // SAFETY: a fresh anonymous mapping at a place of the system's choice touches no memory of ours.
+    let p = unsafe { libc::mmap(core::ptr::null_mut(), bytes, libc::PROT_NONE, MAP_PRIVATE_ANON, -1, 0) };
+    if p == libc::MAP_FAILED {
+        return core::ptr::null_mut();
+    }
+    // Where the system hands out huge pages unasked, sparse maps and small blocks must not take part: a huge page
+    // under one touched granule would be 2 MiB resident for 16 bytes. `advise_huge` opts ranges back in.
+    #[cfg(target_os = "linux")]
+    // SAFETY: the range is the mapping just made; the advice changes no contents.
+    unsafe {
+        libc::madvise(p, bytes, libc::MADV_NOHUGEPAGE);
+    }
+    p.cast()
+}
+
+/// Gives a whole reservation back.
+///
+/// # Safety
+/// `p` and `bytes` are those of one `reserve`, and nothing uses the range any more.
+pub unsafe fn release(p: *mut u8, bytes: usize) {
+    // SAFETY: by the caller's promise the range is a mapping of ours that nobody uses.
+    unsafe { libc::munmap(p.cast::<c_void>(), bytes) };
+}
+
+/// Makes whole pages usable; `false` if the system refuses.
+///
+/// # Safety
+/// The range is page aligned and inside one live reservation.
+pub unsafe fn commit(p: *mut u8, bytes: usize) -> bool {
+    // SAFETY: the range is inside our own mapping; making it accessible invalidates nothing.
+    unsafe { libc::mprotect(p.cast::<c_void>(), bytes, PROT_RW) == 0 }
+}
+
+/// Drops the contents of whole committed pages; they read as zero afterwards.
+///
+/// # Safety
+/// The range is page aligned, committed, and holds no data that anyone will read again.
+pub unsafe fn discard(p: *mut u8, bytes: usize) {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    // SAFETY: by the caller's promise nobody reads the old contents. The call fails only for locked pages, which
+    // then stay as they are: zero is not promised for memory that was ever used (known-zero marks never move down).
+    unsafe {
+        libc::madvise(p.cast::<c_void>(), bytes, libc::MADV_DONTNEED);
+    }
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    // SAFETY: replaces our own pages, whose contents nobody reads again, by fresh ones at the same place.
+    unsafe {
+        libc::mmap(
+            p.cast::<c_void>(),
+            bytes,
+            PROT_RW,
+            MAP_PRIVATE_ANON | libc::MAP_FIXED,
+            -1,
+            0,
+        );
+    }
+}
+
+/// Asks for huge pages under a committed range.
+///
+/// # Safety
+/// The range is page aligned and committed.
+pub unsafe fn advise_huge(p: *mut u8, bytes: usize) {
+    #[cfg(target_os = "linux")]
+    // SAFETY: advice on our own mapping changes no contents.
+    unsafe {
+        libc::madvise(p.cast::<c_void>(), bytes, libc::MADV_HUGEPAGE);
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (p, bytes);
+}
+
+/// Bytes of the range that are resident now.
+///
+/// # Safety
+/// The range is page aligned and committed.
+pub unsafe fn resident(p: *mut u8, bytes: usize) -> usize {
+    const PAGES: usize = 1024;
+    let page = page_size();
+    let mut found = 0;
+    let mut at = 0;
+    while at < bytes {
+        let len = (bytes - at).min(PAGES * page);
+        let mut marks = [0u8; PAGES];
+        // SAFETY: `marks` has a byte for each page of the `len` bytes asked about, which are inside our mapping.
+        let asked = unsafe { libc::mincore(p.add(at).cast::<c_void>(), len, marks.as_mut_ptr().cast()) };
+        if asked == 0 {
+            found += marks.iter().take(len / page).filter(|&&mark| mark & 1 != 0).count() * page;
+        }
+        at += len;
+    }
+    found
+}
+
+/// The most address space a reservation may take: an eighth of a 47-bit space, and half of what `RLIMIT_AS` leaves.
+pub fn address_space() -> usize {
+    const EIGHTH: usize = 1 << 44;
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: getrlimit fills the struct it is handed.
+    let asked = unsafe { libc::getrlimit(libc::RLIMIT_AS, &mut limit) };
+    if asked != 0 || limit.rlim_cur == libc::RLIM_INFINITY {
+        return EIGHTH;
+    }
+    let left = (limit.rlim_cur as usize).saturating_sub(mapped_now());
+    EIGHTH.min(left / 2)
+}
+
+/// Bytes of address space mapped now: the first number of `/proc/self/statm`; 0 where there is no such file.
+fn mapped_now() -> usize {
+    let mut text = [0u8; 64];
+    // SAFETY: the path is a C string, the buffer is as long as said, and the descriptor is closed again.
+    let got = unsafe {
+        let fd = libc::open(c"/proc/self/statm".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC);
+        if fd < 0 {
+            return 0;
+        }
+        let got = libc::read(fd, text.as_mut_ptr().cast(), text.len());
+        libc::close(fd);
+        got
+    };
+    let mut pages = 0usize;
+    for &byte in text.iter().take(got.max(0) as usize) {
+        if !byte.is_ascii_digit() {
+            break;
+        }
+        pages = pages.wrapping_mul(10).wrapping_add(usize::from(byte - b'0'));
+    }
+    pages.saturating_mul(page_size())
+}
+
+/// Page faults (minor and major) of the calling thread.
+pub fn thread_faults() -> Option<u64> {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    {
+        // SAFETY: an all-zero rusage is a valid value of that plain struct.
+        let mut usage: libc::rusage = unsafe { core::mem::zeroed() };
+        // SAFETY: getrusage fills the struct it is handed.
+        let asked = unsafe { libc::getrusage(libc::RUSAGE_THREAD, &mut usage) };
+        if asked == 0 {
+            return Some((usage.ru_minflt + usage.ru_majflt) as u64);
+        }
+    }
+    None
+}
+
+/// Milliseconds of a monotonic clock, a few milliseconds coarse.
+pub fn coarse_millis() -> u64 {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    const CLOCK: libc::clockid_t = libc::CLOCK_MONOTONIC_COARSE;
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    const CLOCK: libc::clockid_t = libc::CLOCK_MONOTONIC;
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: clock_gettime fills the struct it is handed.
+    unsafe { libc::clock_gettime(CLOCK, &mut now) };
+    (now.tv_sec as u64)
+        .wrapping_mul(1_000)
+        .wrapping_add(now.tv_nsec as u64 / 1_000_000)
+}
+
+/// Writes `message` to standard error and aborts. No allocation, no formatting, no unwinding.
+#[cold]
+pub fn die(message: &'static str) -> ! {
+    // SAFETY: the buffer is the static string's; abort never returns.
+    unsafe {
+        let _ = libc::write(2, message.as_ptr().cast::<c_void>(), message.len());
+        libc::abort()
+    }
+}
