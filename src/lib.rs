@@ -1,11 +1,27 @@
-//! stepalloc: a global allocator with safe arena scopes.
+//! stepalloc
+
+// Layer 0: arithmetic and plain values.
 mod align;
 mod error;
+mod layout;
+// Layer 1: the outside.
+mod sync;
+mod sys;
+// Layer 2: owned memory.
+mod live_map;
+mod marks;
+mod segment;
+mod spans;
+// Layer 3: allocators; they know no threads and no globals.
+mod heap;
+mod ledger;
+// Layer 4: the thread.
+mod thread;
+// Layer 5: the doors.
 mod global;
 mod scope;
 mod stats;
-mod sync;
-mod sys;
+
 pub use error::AllocError;
 pub use global::{is_installed, StepAlloc};
 pub use scope::{

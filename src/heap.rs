@@ -1,0 +1,1227 @@
+//! A thread's arena: bump, free, reallocate, and the frames that scopes leave on it. Knows no threads and no globals.
+//!
+//! **Invariants.** H1, H2 and H4 (with `live_map`), H5 (with `spans`), H8: frames are a stack, a ticket acts only while
+//! its frame is there with its serial. **Consequence.** Frames say where to look for the next hole; the look reads the
+//! bits. A wrong frame costs memory or time, never safety.
+//!
+//! ```text
+//! small area   |live|free|live live|  hole: pos ····· end |live| free ... | high: never used
+//! bits          1111 0000 1111 1111         1111111111111  1111  0000        0000
+//! ```
+//!
+//! **What the inline paths see.** `pos` and `end` are the current hole while the thread is in a scope; both are 0
+//! outside (no block ends at 0, none fits below 0), and both 1 where a hole must first be found. `base` and
+//! `len` are the small area for local frees. While a scope counts, all four are masked so that every call takes the
+//! slow path; while they are masked the real hole is in `parked`.
+//!
+//! **Where the next hole comes from**, in this order: the free granules right behind the current one; the next run of
+//! free granules from the search mark on; if enough was allocated since the last look to pay for one, and less than two
+//! thirds of the area are live, the area's start; else memory never used. Blocks over 1 KiB that do not fit the hole
+//! are placed by a search of their own, so that they do not cost the small ones their hole.
+//!
+//! **What leaving does.** The hole is given up and taken again from where the scope began, cut at the first live
+//! granule. A step so walks the same warm memory each time. If escapees have made that stretch so dense that the
+//! scope had to walk many times what it allocated, the beginning moves on instead: the walk of a step is bounded
+//! however many escapees there are.
+
+use crate::align::{align_down, align_up};
+use crate::layout::{
+    granules, scope_align, units, SegmentLayout, CHUNK_GRANULES, GRANULE, HOLE_MAX, LINE_FROM, SHORT_MAX,
+    SMALL_ALIGN_MAX, SMALL_MAX, UNIT, WORD_GRANULES,
+};
+use crate::live_map::{clear_short, LiveMap};
+use crate::marks::Marks;
+use crate::segment::{Segment, SmallState};
+use crate::spans::{Refused, Spans, COMMIT_FIRST, COMMIT_MOST};
+use crate::sync::{AtomicU64, AtomicUsize, Ordering};
+use crate::sys;
+use core::ptr;
+
+/// Scopes with a mark of their own; deeper ones run in the mark of the last. 64 frames are 3 KiB of a thread's
+/// static memory, and no program we recorded nests more than four.
+pub const FRAMES: usize = 64;
+/// Fresh memory becomes a hole in steps of this, granules: as long as a hole may be.
+const FRESH: usize = HOLE_MAX;
+/// No shorter run of granules becomes a hole.
+const RUN_MIN: usize = 2;
+/// A scope may walk this many granules for each that it allocates before its beginning moves on: a walk of one word,
+/// about a nanosecond, for eight granules used.
+const WALK_SHARE: i64 = 8;
+/// A look at the whole area must be paid for by allocating one in this many of its granules since the last look.
+const LOOK_SHARE: usize = 8;
+/// The area grows instead of being searched again when more than two thirds of it are live.
+const DENSE: (usize, usize) = (2, 3);
+/// A hole or block of more granules is placed by the search for long blocks.
+const SHORT_GRANULES: usize = SHORT_MAX / GRANULE;
+/// The clock is read on one slow path in this many.
+const TICK_CALLS: u32 = 32;
+/// An interval of use marks lasts at least this many milliseconds and steps, or this many milliseconds.
+const TICK_MILLIS: u64 = 1_000;
+const TICK_STEPS: u64 = 4;
+const TICK_MOST_MILLIS: u64 = 30_000;
+
+/// What kind of extent a frame stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A scope.
+    Scope,
+    /// A scope that counts.
+    Counted,
+    /// A suspension of all scopes below.
+    Outside,
+}
+
+/// What an extent saved on entry. A hint.
+#[derive(Clone, Copy)]
+struct Frame {
+    serial: u64,
+    /// The position, or 1 where there was no hole.
+    pos: usize,
+    /// The search mark, a granule.
+    search: usize,
+    /// Walked less paid for, as of entry.
+    debt: i64,
+    kind: Kind,
+    /// Whether the thread was in a scope, not suspended, when it came in.
+    was_active: bool,
+    /// How many extents beyond the table suspend this frame.
+    suspended: u32,
+}
+
+impl Frame {
+    const NONE: Frame = Frame {
+        serial: 0,
+        pos: 1,
+        search: 0,
+        debt: 0,
+        kind: Kind::Scope,
+        was_active: false,
+        suspended: 0,
+    };
+}
+
+/// Names a frame, perhaps one that is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ticket {
+    index: usize,
+    serial: u64,
+}
+
+/// The index of a ticket for a scope deeper than the table.
+const DEEPER: usize = FRAMES;
+/// The index of a ticket for a suspension deeper than the table: it marked the topmost frame.
+const DEEPER_OUTSIDE: usize = FRAMES + 1;
+
+impl Ticket {
+    /// Names no frame.
+    pub const INERT: Ticket = Ticket {
+        index: usize::MAX,
+        serial: 0,
+    };
+
+    /// The serial of its frame.
+    pub fn serial(self) -> u64 {
+        self.serial
+    }
+}
+
+/// The arena of one thread; see the file's head for what the first five fields may hold.
+pub struct Heap {
+    /// Address of the next granule of the hole; 0 outside scopes, 1 without a hole.
+    pub pos: usize,
+    /// Address of the hole's end; 0 outside scopes, 1 without a hole.
+    pub end: usize,
+    /// Address of the small area; 0 without a segment.
+    pub base: usize,
+    /// Bytes of the small area; 0 without a segment or while counting.
+    pub len: usize,
+    /// The live map.
+    pub live: *const AtomicU64,
+    /// Not 0: entering and leaving take the slow path (a scope counts, or the thread is ending).
+    special: u32,
+    active: bool,
+    depth: usize,
+    serial: u64,
+    search: usize,
+    debt: i64,
+    parked: (usize, usize),
+    frames: [Frame; FRAMES],
+    /// Where the current hole began, address; a hint.
+    hole_start: usize,
+    /// Scopes deeper than the table.
+    deeper: u32,
+    counting: u32,
+    map: LiveMap,
+    marks: Marks,
+    small: SmallState,
+    /// The search mark for blocks over 1 KiB.
+    search_long: usize,
+    /// Granules handed to holes and long blocks so far, and how many that were at the last look at the whole area.
+    taken: u64,
+    looked_at: u64,
+    spans: Spans,
+    segment: Option<Segment>,
+    small_base: *mut u8,
+    span_base: *mut u8,
+    ticks: u32,
+    tick_millis: u64,
+    tick_steps: u64,
+    steps: u64,
+}
+
+/// What freeing found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Freed {
+    /// Done.
+    Yes,
+    /// The block was free already, or no block begins there.
+    Misuse,
+}
+
+impl Heap {
+    /// A heap without a segment: it serves nothing but keeps frames.
+    pub const fn new() -> Heap {
+        Heap {
+            pos: 0,
+            end: 0,
+            base: 0,
+            len: 0,
+            live: ptr::null(),
+            special: 0,
+            active: false,
+            depth: 0,
+            serial: 0,
+            search: 0,
+            debt: 0,
+            parked: (1, 1),
+            frames: [Frame::NONE; FRAMES],
+            hole_start: 1,
+            deeper: 0,
+            counting: 0,
+            map: LiveMap::NONE,
+            marks: Marks::NONE,
+            small: SmallState { high: 0, committed: 0 },
+            search_long: 0,
+            taken: 0,
+            looked_at: 0,
+            spans: Spans::NONE,
+            segment: None,
+            small_base: ptr::null_mut(),
+            span_base: ptr::null_mut(),
+            ticks: 0,
+            tick_millis: 0,
+            tick_steps: 0,
+            steps: 0,
+        }
+    }
+
+    // ---- The segment ----
+
+    /// The number of the heap's segment.
+    pub fn segment_index(&self) -> Option<usize> {
+        self.segment.map(|segment| segment.index)
+    }
+
+    /// Takes a segment over, where its last owner left it.
+    ///
+    /// # Safety
+    /// The caller has just claimed it, and no other heap has it; else memory is handed out twice.
+    pub unsafe fn attach(&mut self, segment: Segment) {
+        let l: SegmentLayout = segment.layout;
+        let base = segment.base;
+        // SAFETY: the head is committed by the claim; maps and tables are parts of the segment, committed as far as the
+        // kept state says; the claim makes this thread the owner.
+        unsafe {
+            let header = segment.header();
+            let (small, spans) = *header.kept.get();
+            self.small = small;
+            self.map = LiveMap::new(base.add(l.live).cast(), base.add(l.remote).cast());
+            self.marks = Marks::new(base.add(l.marks).cast(), l.mark_words);
+            let (tables, longest) = (base.add(l.tables), base.add(l.region_longest).cast());
+            self.spans = Spans::new(
+                tables,
+                longest,
+                &header.span_flag,
+                base.add(l.spans),
+                l.span_units,
+                spans,
+            );
+            self.small_base = base.add(l.small);
+            self.span_base = base.add(l.spans);
+        }
+        self.search = 0;
+        self.search_long = 0;
+        self.looked_at = self.taken;
+        self.hole_start = 1;
+        self.segment = Some(segment);
+        self.live = self.map.live_words();
+        self.show();
+        (self.pos, self.end) = (1, 1);
+        self.base = self.small_base.addr();
+        self.len = l.small_bytes;
+        self.hide();
+    }
+
+    /// Ends this heap's use of its segment: pops all frames, gives the hole and the pages of free memory back, and
+    /// returns the segment's number for the caller to give back.
+    pub fn detach(&mut self) -> Option<usize> {
+        self.show();
+        self.give_up_hole();
+        (self.depth, self.deeper, self.counting, self.active) = (0, 0, 0, false);
+        self.parked = (1, 1);
+        (self.pos, self.end, self.base, self.len) = (0, 0, 0, 0);
+        let segment = self.segment?;
+        self.discard(false, false);
+        self.forget_if_empty();
+        self.publish();
+        // SAFETY: the header is committed, and only the owner reads or writes `kept`.
+        unsafe { *segment.header().kept.get() = (self.small, self.spans.state) };
+        self.segment = None;
+        self.map = LiveMap::NONE;
+        self.live = ptr::null();
+        self.spans = Spans::NONE;
+        Some(segment.index)
+    }
+
+    /// Gives the maps' pages back too where no block is left in the small area.
+    fn forget_if_empty(&mut self) {
+        let high = self.small.high;
+        let words = high.div_ceil(WORD_GRANULES);
+        let Some(segment) = self.segment else { return };
+        if words == 0 || self.map.count(words) != 0 {
+            return;
+        }
+        let bytes = align_down(words.wrapping_mul(8), sys::page_size());
+        if bytes != 0 {
+            // SAFETY: committed map pages of a segment that we own; all bits are clear, nobody holds a block of it who
+            // could free remotely, and zero is what they read as afterwards.
+            unsafe {
+                sys::discard(segment.base.add(segment.layout.live), bytes);
+                sys::discard(segment.base.add(segment.layout.remote), bytes);
+            }
+        }
+        self.small.high = 0;
+    }
+
+    // ---- Masking ----
+
+    #[inline]
+    fn is_masked(&self) -> bool {
+        !self.active || self.counting != 0
+    }
+
+    /// Puts the real hole and area into the fields of the inline paths.
+    fn show(&mut self) {
+        if self.is_masked() {
+            (self.pos, self.end) = self.parked;
+            self.restore_area();
+        }
+    }
+
+    fn restore_area(&mut self) {
+        if let Some(segment) = &self.segment {
+            self.base = self.small_base.addr();
+            self.len = segment.layout.small_bytes;
+        }
+    }
+
+    /// Masks what the state says must be masked; undoes `show`.
+    fn hide(&mut self) {
+        if self.is_masked() {
+            self.parked = (self.pos, self.end);
+            let mask = usize::from(self.active);
+            (self.pos, self.end) = (mask, mask);
+            if self.counting != 0 {
+                (self.base, self.len) = (0, 0);
+            }
+        }
+        self.special = self.counting;
+    }
+
+    /// Whether the thread is in a scope that is not suspended.
+    #[inline]
+    pub fn is_active(&self) -> bool {
+        self.active
+    }
+
+    /// Whether a scope counts.
+    #[inline]
+    pub fn is_counting(&self) -> bool {
+        self.counting != 0
+    }
+
+    /// The real hole.
+    #[inline]
+    fn hole(&self) -> (usize, usize) {
+        if self.is_masked() {
+            self.parked
+        } else {
+            (self.pos, self.end)
+        }
+    }
+
+    // ---- Frames ----
+
+    /// Opens a scope.
+    #[inline]
+    pub fn enter(&mut self) -> Ticket {
+        if self.special != 0 || self.depth >= FRAMES {
+            return self.enter_slow(Kind::Scope);
+        }
+        let was_active = self.active;
+        if !was_active {
+            (self.pos, self.end) = self.parked;
+            self.active = true;
+        }
+        self.push(Kind::Scope, was_active)
+    }
+
+    #[inline(always)]
+    fn push(&mut self, kind: Kind, was_active: bool) -> Ticket {
+        self.serial = self.serial.wrapping_add(1);
+        let frame = Frame {
+            serial: self.serial,
+            pos: self.pos,
+            search: self.search,
+            debt: self.debt.wrapping_add(self.unused()),
+            kind,
+            was_active,
+            suspended: 0,
+        };
+        let index = self.depth;
+        if let Some(slot) = self.frames.get_mut(index) {
+            *slot = frame;
+            self.depth = index.wrapping_add(1);
+        }
+        Ticket {
+            index,
+            serial: self.serial,
+        }
+    }
+
+    /// What the rest of the hole would pay for; added to `debt`, so that only what was allocated pays.
+    #[inline(always)]
+    fn unused(&self) -> i64 {
+        (self.end.wrapping_sub(self.pos) / GRANULE) as i64 * WALK_SHARE
+    }
+
+    /// Opens an extent of any kind.
+    #[cold]
+    pub fn enter_slow(&mut self, kind: Kind) -> Ticket {
+        if self.depth >= FRAMES {
+            return self.enter_deeper(kind);
+        }
+        self.show();
+        let was_active = self.active;
+        let ticket = self.push(kind, was_active);
+        self.active = kind != Kind::Outside;
+        self.counting = self.counting.wrapping_add(u32::from(kind == Kind::Counted));
+        // `hide` parks what `show` brought out, by the new state.
+        self.hide();
+        ticket
+    }
+
+    fn enter_deeper(&mut self, kind: Kind) -> Ticket {
+        let Some(top) = self.frames.get_mut(FRAMES - 1) else {
+            return Ticket::INERT;
+        };
+        if kind == Kind::Outside {
+            top.suspended = top.suspended.saturating_add(1);
+            let serial = top.serial;
+            self.show();
+            self.active = false;
+            self.hide();
+            return Ticket {
+                index: DEEPER_OUTSIDE,
+                serial,
+            };
+        }
+        self.deeper = self.deeper.saturating_add(1);
+        Ticket {
+            index: DEEPER,
+            serial: 0,
+        }
+    }
+
+    /// Closes an extent; does nothing if it is closed already.
+    #[inline]
+    pub fn leave(&mut self, ticket: Ticket) {
+        if self.special == 0 && ticket.index.wrapping_add(1) == self.depth {
+            if let Some(&Frame {
+                serial,
+                pos,
+                was_active,
+                kind: Kind::Scope,
+                ..
+            }) = self.frames.get(ticket.index)
+            {
+                if serial == ticket.serial && pos == self.pos {
+                    self.depth = ticket.index;
+                    self.deeper = 0;
+                    self.steps = self.steps.wrapping_add(1);
+                    if !was_active {
+                        self.parked = (self.pos, self.end);
+                        (self.pos, self.end) = (0, 0);
+                        self.active = false;
+                    }
+                    return;
+                }
+            }
+        }
+        self.leave_slow(ticket);
+    }
+
+    /// Whether the ticket's frame is still there.
+    pub fn is_open(&self, ticket: Ticket) -> bool {
+        ticket.index < self.depth
+            && self
+                .frames
+                .get(ticket.index)
+                .is_some_and(|frame| frame.serial == ticket.serial)
+    }
+
+    #[inline(never)]
+    fn leave_slow(&mut self, ticket: Ticket) {
+        if ticket.index == DEEPER {
+            self.deeper = self.deeper.saturating_sub(1);
+            return;
+        }
+        if ticket.index == DEEPER_OUTSIDE {
+            return self.leave_deeper_outside(ticket.serial);
+        }
+        if !self.is_open(ticket) {
+            return;
+        }
+        let Some(&frame) = self.frames.get(ticket.index) else {
+            return;
+        };
+        self.show();
+        let mut kept = ticket.index;
+        for index in ticket.index..self.depth {
+            let Some(&above) = self.frames.get(index) else { break };
+            // A suspension is a closure that is still running: it stays, whichever frame below it ends.
+            if above.kind == Kind::Outside && index != ticket.index {
+                if let Some(slot) = self.frames.get_mut(kept) {
+                    *slot = above;
+                    kept = kept.wrapping_add(1);
+                }
+            }
+            self.counting = self.counting.wrapping_sub(u32::from(above.kind == Kind::Counted));
+        }
+        self.depth = kept;
+        self.deeper = 0;
+        self.steps = self.steps.wrapping_add(1);
+        if frame.kind != Kind::Outside {
+            self.go_back(&frame);
+        }
+        let top = self.depth.checked_sub(1).and_then(|index| self.frames.get(index));
+        self.active = top.is_some_and(|top| top.kind != Kind::Outside && top.suspended == 0);
+        self.hide();
+    }
+
+    fn leave_deeper_outside(&mut self, serial: u64) {
+        let Some(top) = self.frames.get_mut(FRAMES - 1) else {
+            return;
+        };
+        if self.depth != FRAMES || top.serial != serial || top.suspended == 0 {
+            return;
+        }
+        top.suspended = top.suspended.wrapping_sub(1);
+        if top.suspended == 0 && top.kind != Kind::Outside {
+            self.show();
+            self.active = true;
+            self.hide();
+        }
+    }
+
+    /// Takes the hole that begins where the frame began, as far as its memory is free.
+    fn go_back(&mut self, frame: &Frame) {
+        if self.segment.is_none() {
+            return;
+        }
+        let walked = self.debt.wrapping_add(self.unused()).wrapping_sub(frame.debt);
+        let start = self.hole_start.min(self.pos);
+        let in_hole = self.pos != 1 && frame.pos != 1 && frame.pos >= start && frame.pos <= self.end;
+        if in_hole {
+            if self.pos <= frame.pos {
+                return; // all of it was freed, and perhaps a block from before
+            }
+            let (from, to) = (self.granule(frame.pos), self.granule(self.pos));
+            let live = self.map.first_live(from, to);
+            if live == to {
+                self.map.set(from, to);
+                self.pos = frame.pos;
+                self.search_long = self.search;
+                return;
+            }
+        }
+        let mark = if walked > 0 && self.pos != 1 {
+            self.granule(start)
+        } else if frame.pos != 1 {
+            self.granule(frame.pos)
+        } else {
+            frame.search
+        };
+        self.give_up_hole();
+        self.take_from(mark);
+    }
+
+    /// Makes the first free granules from `mark` on the hole, if there are any near.
+    fn take_from(&mut self, mark: usize) {
+        let high = self.small.high;
+        // A word's worth of looks past live granules: escapees at the beginning of a step would else stop every step.
+        let start = self.map.first_free(mark, high.min(mark.wrapping_add(HOLE_MAX)));
+        let end = self.map.first_live(start, high.min(start.wrapping_add(HOLE_MAX)));
+        self.search = end.max(start);
+        self.search_long = self.search;
+        if start < end {
+            self.take(start, end);
+        }
+    }
+
+    /// How many scopes the thread's allocations are nested in: 0 outside and while suspended.
+    pub fn depth(&self) -> usize {
+        let mut open = 0usize;
+        for frame in self.frames.iter().take(self.depth).rev() {
+            if frame.kind == Kind::Outside || frame.suspended != 0 {
+                return open;
+            }
+            open = open.wrapping_add(1);
+        }
+        open.wrapping_add(self.deeper as usize)
+    }
+
+    /// Scopes entered so far.
+    pub fn entered(&self) -> u64 {
+        self.serial
+    }
+
+    // ---- Holes ----
+
+    #[inline(always)]
+    fn granule(&self, addr: usize) -> usize {
+        addr.wrapping_sub(self.small_base.addr()) / GRANULE
+    }
+
+    #[inline(always)]
+    fn addr(&self, granule: usize) -> usize {
+        self.small_base.addr().wrapping_add(granule.wrapping_mul(GRANULE))
+    }
+
+    /// A block's pointer from its address in the small area.
+    #[inline(always)]
+    pub fn small_ptr(&self, addr: usize) -> *mut u8 {
+        self.small_base.with_addr(addr)
+    }
+
+    /// Makes the free granules `[start, end)` the hole (H2). There is none now.
+    fn take(&mut self, start: usize, end: usize) {
+        self.map.set(start, end);
+        (self.pos, self.end) = (self.addr(start), self.addr(end));
+        self.hole_start = self.pos;
+        self.used(start, end);
+    }
+
+    /// Accounts for granules that became a hole or a long block.
+    fn used(&mut self, start: usize, end: usize) {
+        let count = end.wrapping_sub(start);
+        self.taken = self.taken.wrapping_add(count as u64);
+        self.debt = self.debt.wrapping_sub(count as i64 * WALK_SHARE);
+        self.marks
+            .touch(start / CHUNK_GRANULES, end.wrapping_sub(1) / CHUNK_GRANULES);
+    }
+
+    /// Ends the hole: `[pos, end)` is free (H2).
+    fn give_up_hole(&mut self) {
+        if self.pos < self.end {
+            let (start, end) = (self.granule(self.pos), self.granule(self.end));
+            self.debt = self.debt.wrapping_add(self.unused());
+            let _whole = self.map.clear(start, end);
+        }
+        (self.pos, self.end, self.hole_start) = (1, 1, 1);
+    }
+
+    /// Bumps in the hole, any size and alignment; null if it does not fit.
+    #[inline]
+    fn bump_any(&mut self, count: usize, align: usize) -> *mut u8 {
+        let at = align_up(self.pos, align);
+        let end = at.wrapping_add(count.wrapping_mul(GRANULE));
+        if end > self.end {
+            return ptr::null_mut();
+        }
+        if at != self.pos {
+            let gap = (self.granule(self.pos), self.granule(at));
+            let _whole = self.map.clear(gap.0, gap.1);
+        }
+        self.pos = end;
+        self.small_ptr(at)
+    }
+
+    /// The inline half of allocation in a scope: short blocks of common alignment that fit the hole; null for all else.
+    #[inline(always)]
+    pub fn bump(&mut self, size: usize, align: usize) -> *mut u8 {
+        let mask = if size >= LINE_FROM { 63 } else { GRANULE - 1 };
+        let at = self.pos.wrapping_add(mask) & !mask;
+        let end = at.wrapping_add(size.wrapping_add(GRANULE - 1) & !(GRANULE - 1));
+        if end > self.end || size.wrapping_sub(1) >= SHORT_MAX || align > mask.wrapping_add(1) {
+            return ptr::null_mut();
+        }
+        if at != self.pos {
+            // The gap is at most three granules before a line's start, so in one word. It leaves the hole (H1).
+            let first = self.pos.wrapping_sub(self.base) / GRANULE;
+            let gap = crate::layout::low_mask(first % WORD_GRANULES, at.wrapping_sub(self.pos) / GRANULE);
+            // SAFETY: the hole is inside the small area, whose map is committed as far as the area; owner only.
+            let word = unsafe { &*self.live.add(first / WORD_GRANULES) };
+            // Relaxed: only the owner writes the live map.
+            word.store(word.load(Ordering::Relaxed) & !gap, Ordering::Relaxed);
+        }
+        self.pos = end;
+        self.small_ptr(at)
+    }
+
+    /// The inline half of freeing: short blocks of this heap; `false` for all else.
+    #[inline(always)]
+    pub fn free_short(&mut self, addr: usize, size: usize) -> bool {
+        let bytes = size.wrapping_add(GRANULE - 1) & !(GRANULE - 1);
+        if addr.wrapping_add(bytes) == self.pos && size != 0 {
+            self.pos = addr; // H4: its bits now stand for the hole
+            return true;
+        }
+        let offset = addr.wrapping_sub(self.base);
+        // In the hole there is no block: a second free of the last one would clear bits that stand for the hole.
+        if offset >= self.len
+            || size.wrapping_sub(1) >= SHORT_MAX
+            || addr.wrapping_sub(self.pos) < self.end.wrapping_sub(self.pos)
+        {
+            return false;
+        }
+        // SAFETY: the block is in this heap's small area, so its bits are committed, and the caller is the owner.
+        unsafe { clear_short(self.live, offset / GRANULE, bytes / GRANULE) }
+    }
+
+    /// Allocates `size` bytes (0 counts as 1) in the arena; why not, where it cannot.
+    pub fn alloc(&mut self, size: usize, align: usize) -> Result<*mut u8, Refused> {
+        if size > SMALL_MAX || align > SMALL_ALIGN_MAX {
+            return self.alloc_span(size, align).map(|made| made.0);
+        }
+        self.show();
+        let made = self.alloc_small(size, align);
+        self.hide();
+        made
+    }
+
+    fn alloc_small(&mut self, size: usize, align: usize) -> Result<*mut u8, Refused> {
+        let count = granules(size);
+        let align = scope_align(size, align);
+        let p = self.bump_any(count, align);
+        if !p.is_null() {
+            return Ok(p);
+        }
+        if self.extend_hole() {
+            let p = self.bump_any(count, align);
+            if !p.is_null() {
+                return Ok(p);
+            }
+        }
+        self.tick();
+        if count > SHORT_GRANULES {
+            return self.alloc_long(count, align);
+        }
+        self.refill(count, align / GRANULE)?;
+        Ok(self.bump_any(count, align))
+    }
+
+    /// Lengthens the hole by the free granules behind it.
+    fn extend_hole(&mut self) -> bool {
+        if self.pos == 1 {
+            return false;
+        }
+        let (end, high) = (self.granule(self.end), self.small.high);
+        let free = self.map.first_live(end, high.min(end.wrapping_add(HOLE_MAX)));
+        if free <= end {
+            return false;
+        }
+        self.map.set(end, free);
+        self.end = self.addr(free);
+        self.used(end, free);
+        if self.search >= end {
+            self.search = self.search.max(free);
+        }
+        true
+    }
+
+    /// Finds a hole in which `count` granules fit at a multiple of `align` granules.
+    fn refill(&mut self, count: usize, align: usize) -> Result<(), Refused> {
+        let at_top = self.pos != 1 && self.granule(self.end) == self.small.high;
+        let fresh = if at_top {
+            self.granule(self.pos)
+        } else {
+            self.small.high
+        };
+        self.give_up_hole();
+        let count_min = count.max(RUN_MIN);
+        if let Some((start, end)) = self.walk(self.search, count_min, align, HOLE_MAX) {
+            self.search = end;
+            self.take(start, end);
+            return Ok(());
+        }
+        self.search = self.small.high;
+        if self.may_look_again() {
+            if let Some((start, end)) = self.walk(0, count_min, align, HOLE_MAX) {
+                self.search = end;
+                self.take(start, end);
+                return Ok(());
+            }
+        }
+        let need = count.wrapping_add(align);
+        let end = self.grow(fresh, fresh.wrapping_add(FRESH.max(need)), fresh.wrapping_add(need))?;
+        self.search = end;
+        self.take(fresh, end);
+        self.publish();
+        Ok(())
+    }
+
+    fn walk(&mut self, from: usize, count: usize, align: usize, longest: usize) -> Option<(usize, usize)> {
+        let high = self.small.high;
+        let found = self.map.next_run(from, high, count, align, longest);
+        let to = found.map_or(high, |run| run.0);
+        self.debt = self.debt.wrapping_add(to.saturating_sub(from) as i64);
+        found
+    }
+
+    /// Whether a search of the whole area is paid for and promises enough: `DENSE`, `LOOK_SHARE`.
+    fn may_look_again(&mut self) -> bool {
+        let high = self.small.high;
+        if high == 0 || self.taken.wrapping_sub(self.looked_at) < (high / LOOK_SHARE) as u64 {
+            return false;
+        }
+        self.looked_at = self.taken;
+        let live = self.map.count(high.div_ceil(WORD_GRANULES));
+        live.wrapping_mul(DENSE.1) < high.wrapping_mul(DENSE.0)
+    }
+
+    /// Moves `high` to `wish`, or to `least` where the system refuses more; returns it.
+    fn grow(&mut self, from: usize, wish: usize, least: usize) -> Result<usize, Refused> {
+        let Some(segment) = self.segment else {
+            return Err(Refused::NoRoom);
+        };
+        let limit = segment.layout.small_granules();
+        if least > limit || from > limit {
+            return Err(Refused::NoRoom);
+        }
+        let wish = wish.min(limit);
+        let end = if wish <= self.small.committed || self.commit(wish) {
+            wish
+        } else if least <= self.small.committed || self.commit(least) {
+            least
+        } else {
+            return Err(Refused::Commit);
+        };
+        self.small.high = self.small.high.max(end);
+        Ok(end)
+    }
+
+    /// Commits the area and both maps up to at least `wish` granules.
+    fn commit(&mut self, wish: usize) -> bool {
+        let Some(segment) = self.segment else { return false };
+        let limit = segment.layout.small_granules();
+        let had = self.small.committed;
+        let step = had.wrapping_mul(GRANULE).clamp(COMMIT_FIRST, COMMIT_MOST) / GRANULE;
+        let ahead = align_up(had.wrapping_add(step).max(wish), CHUNK_GRANULES).min(limit);
+        let least = align_up(wish, CHUNK_GRANULES).min(limit);
+        self.commit_to(&segment, ahead) || self.commit_to(&segment, least)
+    }
+
+    fn commit_to(&mut self, segment: &Segment, granules: usize) -> bool {
+        let page = sys::page_size();
+        let had = self.small.committed;
+        let map_from = align_down(had / 8, page);
+        let map_bytes = align_up(granules / 8, page).wrapping_sub(map_from);
+        let from = had.wrapping_mul(GRANULE);
+        let bytes = granules.wrapping_mul(GRANULE).wrapping_sub(from);
+        // SAFETY: page aligned and inside the parts of our own segment, which are multiples of 64 KiB.
+        let done = unsafe {
+            sys::commit(segment.base.add(segment.layout.live).add(map_from), map_bytes)
+                && sys::commit(segment.base.add(segment.layout.remote).add(map_from), map_bytes)
+                && sys::commit(self.small_base.add(from), bytes)
+        };
+        if done {
+            self.small.committed = granules;
+        }
+        done
+    }
+
+    /// Places a block of more than 1 KiB that does not fit the hole, and leaves the hole alone.
+    fn alloc_long(&mut self, count: usize, align: usize) -> Result<*mut u8, Refused> {
+        let step = align / GRANULE;
+        let need = count.wrapping_add(step);
+        let mut found = self.walk(self.search_long, count, step, need);
+        if found.is_none() {
+            self.search_long = self.small.high;
+            if self.may_look_again() {
+                found = self.walk(0, count, step, need);
+            }
+        }
+        if found.is_none() {
+            let high = self.small.high;
+            if self.pos != 1 && self.granule(self.end) == high {
+                // The hole is the last of the area: lengthen it.
+                let end = self.grow(high, high.wrapping_add(need.max(FRESH)), high.wrapping_add(need))?;
+                self.map.set(high, end);
+                self.end = self.addr(end);
+                self.used(high, end);
+                self.search = self.search.max(end);
+                self.publish();
+                return Ok(self.bump_any(count, align));
+            }
+            let end = self.grow(high, high.wrapping_add(need), high.wrapping_add(need))?;
+            self.publish();
+            found = Some((high, end));
+        }
+        let Some((start, _)) = found else {
+            return Err(Refused::NoRoom);
+        };
+        let at = align_up(start, step);
+        let end = at.wrapping_add(count);
+        self.map.set(at, end);
+        self.used(at, end);
+        self.search_long = end;
+        Ok(self.small_ptr(self.addr(at)))
+    }
+
+    // ---- Spans ----
+
+    /// Makes a span for `size` bytes; its pointer and how many of its bytes may hold old data.
+    pub fn alloc_span(&mut self, size: usize, align: usize) -> Result<(*mut u8, usize), Refused> {
+        if self.segment.is_none() || size > isize::MAX as usize - UNIT {
+            return Err(Refused::NoRoom);
+        }
+        self.tick();
+        let made = self.spans.alloc(units(size), (align / UNIT).max(1))?;
+        self.publish_spans();
+        let offset = made.unit.wrapping_mul(UNIT);
+        // SAFETY: the unit is inside the span area.
+        Ok((unsafe { self.span_base.add(offset) }, made.dirty.wrapping_mul(UNIT)))
+    }
+
+    /// The unit of a span's address in this heap's span area; `None` for addresses elsewhere or inside a unit.
+    #[inline]
+    fn unit(&self, addr: usize) -> Option<usize> {
+        let segment = self.segment.as_ref()?;
+        let offset = addr.wrapping_sub(self.span_base.addr());
+        (offset < segment.layout.span_units.wrapping_mul(UNIT) && offset % UNIT == 0).then_some(offset / UNIT)
+    }
+
+    /// Whether the address is in this heap's segment.
+    #[inline]
+    pub fn owns(&self, addr: usize) -> bool {
+        self.segment
+            .as_ref()
+            .is_some_and(|segment| addr.wrapping_sub(segment.base.addr()) < segment.layout.bytes)
+    }
+
+    /// Whether the address is in this heap's small area.
+    #[inline]
+    fn owns_small(&self, addr: usize) -> bool {
+        let Some(segment) = &self.segment else { return false };
+        addr.wrapping_sub(self.small_base.addr()) < segment.layout.small_bytes
+    }
+
+    // ---- Freeing and resizing ----
+
+    /// Frees a block of this heap's segment.
+    pub fn free(&mut self, addr: usize, size: usize) -> Freed {
+        let done = if self.owns_small(addr) {
+            self.free_small(addr, size)
+        } else {
+            let done = self.unit(addr).is_some_and(|unit| self.spans.free(unit));
+            self.publish_spans();
+            done
+        };
+        if done {
+            Freed::Yes
+        } else {
+            Freed::Misuse
+        }
+    }
+
+    fn free_small(&mut self, addr: usize, size: usize) -> bool {
+        let (start, count) = (self.granule(addr), granules(size));
+        let (pos, end) = self.hole();
+        if addr % GRANULE != 0 || addr.wrapping_sub(pos) < end.wrapping_sub(pos) {
+            return false;
+        }
+        if start.wrapping_add(count) > self.small.high {
+            return false;
+        }
+        if pos != 1 && addr.wrapping_add(count.wrapping_mul(GRANULE)) == pos {
+            if self.is_masked() {
+                self.parked.0 = addr;
+            } else {
+                self.pos = addr;
+            }
+            return true;
+        }
+        self.map.clear(start, start.wrapping_add(count))
+    }
+
+    /// Gives a block of this heap's segment a new size where it stands, if it can.
+    pub fn resize(&mut self, addr: usize, old: usize, new: usize) -> bool {
+        if !self.owns_small(addr) {
+            let Some(unit) = self.unit(addr) else { return false };
+            let Some(have) = self.spans.used_len(unit) else {
+                return false;
+            };
+            let want = units(new);
+            if want > have && self.spans.grow(unit, want).is_none() {
+                return false;
+            }
+            if want < have {
+                self.spans.shrink(unit, want);
+            }
+            self.publish_spans();
+            return true;
+        }
+        let (have, want) = (granules(old), granules(new));
+        // A block that grows into a line must begin at one.
+        if new > SMALL_MAX || (want > have && addr % scope_align(new, 1) != 0) {
+            return false;
+        }
+        if have == want {
+            return true;
+        }
+        self.show();
+        let done = self.resize_small(addr, have, want);
+        self.hide();
+        done
+    }
+
+    fn resize_small(&mut self, addr: usize, have: usize, want: usize) -> bool {
+        let start = self.granule(addr);
+        let (old_end, new_end) = (start.wrapping_add(have), start.wrapping_add(want));
+        let new_end_addr = addr.wrapping_add(want.wrapping_mul(GRANULE));
+        if self.pos != 1 && self.addr(old_end) == self.pos {
+            while new_end_addr > self.end {
+                if !self.extend_hole() {
+                    return false;
+                }
+            }
+            self.pos = new_end_addr;
+            return true;
+        }
+        if want < have {
+            let _whole = self.map.clear(new_end, old_end);
+            return true;
+        }
+        if new_end > self.small.high || self.map.first_live(old_end, new_end) != new_end {
+            return false;
+        }
+        self.map.set(old_end, new_end);
+        true
+    }
+
+    /// Whether the live block at `addr` was freed by another thread, folded or not, since it was made. For counts.
+    pub fn is_gone(&mut self, addr: usize) -> bool {
+        if self.owns_small(addr) {
+            let granule = self.granule(addr);
+            let (pos, end) = self.hole();
+            let bit = self.map.peek(granule / WORD_GRANULES) >> (granule % WORD_GRANULES) & 1;
+            return bit == 0 || addr.wrapping_sub(pos) < end.wrapping_sub(pos);
+        }
+        match self.unit(addr) {
+            Some(unit) => self.spans.used_len(unit).is_none() || self.spans.is_freed_remotely(unit),
+            None => true,
+        }
+    }
+
+    // ---- Memory that comes back ----
+
+    /// Ends an interval of use marks when it is time, and gives back what has aged.
+    fn tick(&mut self) {
+        self.ticks = self.ticks.wrapping_add(1);
+        if self.ticks % TICK_CALLS != 0 {
+            return;
+        }
+        let now = sys::coarse_millis();
+        let since = now.wrapping_sub(self.tick_millis);
+        let steps = self.steps.wrapping_sub(self.tick_steps);
+        if since < TICK_MILLIS || (steps < TICK_STEPS && since < TICK_MOST_MILLIS) {
+            return;
+        }
+        let first = self.tick_millis == 0;
+        (self.tick_millis, self.tick_steps) = (now, self.steps);
+        if first {
+            return;
+        }
+        self.discard(true, false);
+        self.marks.age(self.small.high.div_ceil(CHUNK_GRANULES));
+        self.spans.age();
+    }
+
+    /// Gives pages of free memory back, all or the aged; the bytes that were resident, if asked for.
+    fn discard(&mut self, only_aged: bool, count_resident: bool) -> usize {
+        let spans = self.spans.discard_free(only_aged, count_resident);
+        spans.wrapping_add(self.discard_small(only_aged, count_resident))
+    }
+
+    fn discard_small(&mut self, only_aged: bool, count_resident: bool) -> usize {
+        let page = sys::page_size() / GRANULE;
+        let high = self.small.high;
+        let (mut given, mut run, mut at) = (0usize, 0usize, 0usize);
+        // `[run, at)` are free pages not yet given back.
+        while at < high {
+            let next = at.wrapping_add(page).min(high);
+            let chunk = at / CHUNK_GRANULES;
+            let asked = !only_aged || self.marks.is_aged(chunk);
+            let free = asked && next.wrapping_sub(at) == page && self.map.first_live(at, next) == next;
+            if !free {
+                given = given.wrapping_add(self.discard_run(run, at, count_resident));
+                run = next;
+            }
+            if !asked {
+                // Nothing of this chunk is wanted: on to the next.
+                let chunk_end = chunk.wrapping_add(1).wrapping_mul(CHUNK_GRANULES);
+                at = chunk_end.max(next);
+                run = at;
+            } else {
+                at = next;
+                if at % CHUNK_GRANULES == 0 || at >= high {
+                    self.marks.clean(chunk);
+                }
+            }
+        }
+        given.wrapping_add(self.discard_run(run, high.max(run), count_resident))
+    }
+
+    fn discard_run(&mut self, from: usize, to: usize, count_resident: bool) -> usize {
+        let page = sys::page_size() / GRANULE;
+        let to = align_down(to, page);
+        if to <= from {
+            return 0;
+        }
+        let bytes = to.wrapping_sub(from).wrapping_mul(GRANULE);
+        // SAFETY: whole pages without a live granule or part of the hole, in committed memory of our own.
+        unsafe {
+            let at = self.small_base.add(from.wrapping_mul(GRANULE));
+            let resident = if count_resident { sys::resident(at, bytes) } else { 0 };
+            sys::discard(at, bytes);
+            resident
+        }
+    }
+
+    /// Gives back the pages of all free memory now; the bytes that were resident.
+    pub fn trim(&mut self) -> usize {
+        if self.segment.is_none() {
+            return 0;
+        }
+        self.show();
+        let mark = (self.pos != 1).then(|| self.granule(self.pos));
+        let (search, search_long) = (self.search, self.search_long);
+        self.give_up_hole();
+        let given = self.discard(false, true);
+        if let Some(mark) = mark {
+            self.take_from(mark);
+        }
+        (self.search, self.search_long) = (search, search_long);
+        self.publish();
+        self.hide();
+        given
+    }
+
+    // ---- Figures ----
+
+    fn publish(&mut self) {
+        if let Some(segment) = self.segment {
+            // SAFETY: the segment is ours, so its head is committed.
+            let published = unsafe { &segment.header().published };
+            let put = |to: &AtomicUsize, value| to.store(value, Ordering::Relaxed);
+            put(&published.small_committed, self.small.committed);
+            put(&published.small_high, self.small.high);
+        }
+        self.publish_spans();
+    }
+
+    fn publish_spans(&mut self) {
+        if let Some(segment) = &self.segment {
+            // SAFETY: as in `publish`.
+            let published = unsafe { &segment.header().published };
+            let state = &self.spans.state;
+            let put = |to: &AtomicUsize, value| to.store(value, Ordering::Relaxed);
+            put(&published.span_committed, state.committed);
+            put(&published.span_tables, state.tables);
+            put(&published.span_top, state.top);
+            put(&published.span_used, state.used);
+        }
+    }
+
+    /// Makes what the process totals read up to date, remote frees folded, and says how many bytes the hole has.
+    pub fn settle(&mut self) -> usize {
+        self.spans.fold();
+        self.publish();
+        let (pos, end) = self.hole();
+        end.wrapping_sub(pos)
+    }
+
+    /// The segment, for figures.
+    pub fn segment(&self) -> Option<Segment> {
+        self.segment
+    }
+
+    /// Panics unless the numbered invariants hold. For tests; never called by an allocation.
+    #[cfg(test)]
+    pub fn debug_check(&mut self) {
+        let (pos, end) = self.hole();
+        if self.segment.is_none() {
+            assert!(pos == 1 && end == 1, "a hole without a segment");
+            return;
+        }
+        assert!(pos == end && pos == 1 || (pos <= end && pos % GRANULE == 0 && end % GRANULE == 0));
+        if pos != 1 {
+            for granule in self.granule(pos)..self.granule(end) {
+                let bit = self.map.peek(granule / WORD_GRANULES) >> (granule % WORD_GRANULES) & 1;
+                assert_eq!(bit, 1, "H1: a granule of the hole is not marked");
+            }
+            assert!(self.granule(end) <= self.small.high);
+        }
+        for word in self.small.high / WORD_GRANULES..self.small.committed / WORD_GRANULES {
+            let from = self.small.high.saturating_sub(word * WORD_GRANULES).min(WORD_GRANULES);
+            let beyond = if from == WORD_GRANULES { 0 } else { u64::MAX << from };
+            assert_eq!(
+                self.map.peek(word) & beyond,
+                0,
+                "a live granule beyond the furthest ever used"
+            );
+        }
+        assert!(self.depth <= FRAMES);
+        let mut last = 0;
+        for frame in &self.frames[..self.depth] {
+            assert!(frame.serial > last, "H8: serials grow");
+            last = frame.serial;
+        }
+        self.spans.debug_check();
+    }
+
+    /// Live granules of the small area after folding, the hole not counted. For tests.
+    #[cfg(test)]
+    pub fn live_granules(&mut self) -> usize {
+        if self.segment.is_none() {
+            return 0;
+        }
+        let (pos, end) = self.hole();
+        let hole = end.wrapping_sub(pos) / GRANULE;
+        self.map
+            .count(self.small.high.div_ceil(WORD_GRANULES))
+            .wrapping_sub(hole)
+    }
+
+    /// Units in used spans after folding. For tests.
+    #[cfg(test)]
+    pub fn used_units(&mut self) -> usize {
+        self.spans.fold();
+        self.spans.state.used
+    }
+}
+
+#[cfg(test)]
+#[path = "heap_tests.rs"]
+mod tests;

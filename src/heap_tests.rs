@@ -1,0 +1,344 @@
+//! The heap against a naive oracle: programs of allocations, local and remote frees, reallocations in place and scopes
+//! entered and left in and out of order, forgotten or suspended, on a small segment of its own.
+//!
+//! The oracle is a map of live blocks by address. It looks for two live blocks that share a byte, for blocks whose
+//! pattern changed, for invariants that do not hold after an operation, and for memory left over at the end.
+
+use super::*;
+use crate::layout::{SegmentLayout, SEGMENT_MIN};
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+
+/// A segment outside the reservation.
+struct Private {
+    raw: *mut u8,
+    segment: Segment,
+}
+
+impl Private {
+    fn new() -> Private {
+        let raw = sys::reserve(2 * SEGMENT_MIN);
+        assert!(!raw.is_null());
+        let layout = SegmentLayout::for_size(SEGMENT_MIN);
+        let base = raw.map_addr(|addr| align_up(addr, SEGMENT_MIN));
+        // SAFETY: the head is inside the reservation just made.
+        assert!(unsafe { sys::commit(base, layout.head_bytes) });
+        Private {
+            raw,
+            segment: Segment { base, index: 0, layout },
+        }
+    }
+    fn heap(&self) -> Heap {
+        let mut heap = Heap::new();
+        // SAFETY: the test hands the segment to one heap at a time.
+        unsafe { heap.attach(self.segment) };
+        heap
+    }
+}
+
+impl Drop for Private {
+    fn drop(&mut self) {
+        // SAFETY: all heaps and blocks of the segment are gone with the test.
+        unsafe { sys::release(self.raw, 2 * SEGMENT_MIN) };
+    }
+}
+
+struct Oracle<'a> {
+    private: &'a Private,
+    heap: Heap,
+    /// Address to (size, pattern).
+    live: BTreeMap<usize, (usize, u8)>,
+    order: Vec<usize>,
+    guards: Vec<Ticket>,
+    made: u8,
+}
+
+impl<'a> Oracle<'a> {
+    fn new(private: &'a Private) -> Oracle<'a> {
+        Oracle {
+            private,
+            heap: private.heap(),
+            live: BTreeMap::new(),
+            order: vec![],
+            guards: vec![],
+            made: 0,
+        }
+    }
+
+    fn ptr(&self, addr: usize) -> *mut u8 {
+        self.private.segment.base.with_addr(addr)
+    }
+
+    fn check_room(&self, addr: usize, size: usize) {
+        if let Some((&other, &(len, _))) = self.live.range(..addr + size).next_back() {
+            assert!(other + len <= addr, "overlap: {addr:#x}+{size} and {other:#x}+{len}");
+        }
+        let base = self.private.segment.base.addr();
+        assert!(addr >= base && addr + size <= base + SEGMENT_MIN, "outside the segment");
+    }
+
+    fn add(&mut self, addr: usize, size: usize) {
+        self.check_room(addr, size);
+        self.made = self.made.wrapping_add(1);
+        // SAFETY: the heap handed out `size` bytes there.
+        unsafe { self.ptr(addr).write_bytes(self.made, size) };
+        self.live.insert(addr, (size, self.made));
+        self.order.push(addr);
+    }
+
+    fn verify(&self, addr: usize) -> (usize, u8) {
+        let (size, pattern) = self.live[&addr];
+        // SAFETY: the block is live.
+        let bytes = unsafe { std::slice::from_raw_parts(self.ptr(addr), size) };
+        assert!(bytes.iter().all(|&byte| byte == pattern), "a block's content changed");
+        (size, pattern)
+    }
+
+    fn alloc(&mut self, size: usize, align: usize) {
+        let fast = self.heap.bump(size, align);
+        let made = if fast.is_null() {
+            self.heap.alloc(size, align)
+        } else {
+            Ok(fast)
+        };
+        let Ok(p) = made else { return };
+        let wanted = if size >= 64 && self.heap.is_active() {
+            align.max(64)
+        } else {
+            align.max(16)
+        };
+        assert_eq!(p.addr() % wanted, 0, "alignment {wanted} of {size} bytes");
+        self.add(p.addr(), size.max(1));
+    }
+
+    fn pick(&self, which: usize) -> Option<usize> {
+        // Three of four frees hit one of the last four blocks, as programs do.
+        let last = self.order.len().checked_sub(1)?;
+        Some(if which % 4 != 0 {
+            last - (which / 4) % (last + 1).min(4)
+        } else {
+            (which / 4) % (last + 1)
+        })
+    }
+
+    fn free(&mut self, which: usize, remote: bool) {
+        let Some(at) = self.pick(which) else { return };
+        let addr = self.order.swap_remove(at);
+        let (size, _) = self.verify(addr);
+        self.live.remove(&addr);
+        // SAFETY: the block is dead from here on; whatever reads it now reads this.
+        unsafe { self.ptr(addr).write_bytes(0xDD, size) };
+        if remote {
+            let l = &self.private.segment.layout;
+            let offset = addr - self.private.segment.base.addr();
+            if offset < l.spans {
+                let start = (offset - l.small) / GRANULE;
+                assert!(self.heap.map.free_remote(start, start + granules(size)));
+            } else {
+                // SAFETY: a span of this segment is live there.
+                let done = unsafe {
+                    let flag = &self.private.segment.header().span_flag;
+                    crate::spans::free_remote(self.private.segment.base.add(l.tables), flag, (offset - l.spans) / UNIT)
+                };
+                assert!(done);
+            }
+        } else if !self.heap.free_short(addr, size) {
+            assert_eq!(self.heap.free(addr, size), Freed::Yes);
+        }
+    }
+
+    fn resize(&mut self, which: usize, new: usize) {
+        let Some(at) = self.pick(which) else { return };
+        let addr = self.order[at];
+        let (old, pattern) = self.verify(addr);
+        if self.heap.resize(addr, old, new) {
+            self.live.remove(&addr);
+            self.check_room(addr, new);
+            // SAFETY: the block has `new` bytes now.
+            unsafe { self.ptr(addr).write_bytes(pattern, new) };
+            self.live.insert(addr, (new, pattern));
+        }
+    }
+
+    /// One operation from three numbers.
+    fn step(&mut self, op: u8, a: usize, b: usize) {
+        match op % 16 {
+            0 if self.guards.len() < 70 => {
+                let ticket = match a % 8 {
+                    0 => self.heap.enter_slow(Kind::Outside),
+                    1 => self.heap.enter_slow(Kind::Counted),
+                    _ => self.heap.enter(),
+                };
+                self.guards.push(ticket);
+            }
+            1 | 2 if !self.guards.is_empty() => {
+                let last = self.guards.len() - 1;
+                let at = if a % 10 < 7 { last } else { b % (last + 1) };
+                let ticket = self.guards.remove(at);
+                if a % 50 != 0 {
+                    self.heap.leave(ticket); // else forgotten
+                }
+            }
+            3..=7 => {
+                let size = match b % 32 {
+                    0 => a % 200_000,
+                    1 | 2 => a % 40_000,
+                    3..=8 => a % 1_500,
+                    _ => a % 130,
+                };
+                let align = [1, 8, 16, 16, 32, 64, 256, 4096, 16384][(b / 32) % 9];
+                self.alloc(size, align);
+            }
+            8 | 9 => self.resize(a, if b % 8 == 0 { b * 3 + 1 } else { b % 300 + 1 }),
+            10 => self.free(a, true),
+            15 if a % 64 == 0 => {
+                self.heap.trim();
+            }
+            _ => self.free(a, false),
+        }
+    }
+
+    /// Frees all that is left; nothing may remain.
+    fn finish(mut self) {
+        while !self.order.is_empty() {
+            self.free(0, self.order.len() % 3 == 0);
+        }
+        assert_eq!(self.heap.live_granules(), 0, "granules left over");
+        assert_eq!(self.heap.used_units(), 0, "units left over");
+        self.heap.debug_check();
+        assert_eq!(self.heap.detach(), Some(0));
+        assert_eq!(self.heap.depth(), 0);
+    }
+}
+
+fn run(program: &[(u8, u16, u16)], check_every: usize) {
+    let private = Private::new();
+    let mut oracle = Oracle::new(&private);
+    oracle.guards.push(oracle.heap.enter());
+    for (at, &(op, a, b)) in program.iter().enumerate() {
+        oracle.step(op, a as usize, b as usize);
+        if at % check_every == 0 {
+            oracle.heap.debug_check();
+        }
+    }
+    oracle.finish();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    #[test]
+    fn programs_agree_with_the_oracle(program in prop::collection::vec(any::<(u8, u16, u16)>(), 1..400)) {
+        run(&program, 1);
+    }
+}
+
+#[test]
+fn long_programs_agree_with_the_oracle() {
+    for seed in 1..=60u64 {
+        let mut random = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+        let mut next = || {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            random
+        };
+        let program: Vec<_> = (0..12_000)
+            .map(|_| (next() as u8, next() as u16, next() as u16))
+            .collect();
+        println!("seed {seed}");
+        run(&program, 500);
+    }
+}
+
+#[test]
+fn a_step_walks_the_same_memory_each_time() {
+    let private = Private::new();
+    let mut heap = private.heap();
+    let mut first = vec![];
+    for step in 0..50 {
+        let scope = heap.enter();
+        let blocks: Vec<usize> = (0..5_000)
+            .map(|i| heap.alloc(16 + i % 200, 8).unwrap().addr())
+            .collect();
+        if step == 0 {
+            first.clone_from(&blocks);
+        }
+        assert_eq!(blocks, first);
+        for (i, &addr) in blocks.iter().enumerate() {
+            assert_eq!(heap.free(addr, 16 + i % 200), Freed::Yes);
+        }
+        heap.leave(scope);
+    }
+}
+
+#[test]
+fn steps_stay_short_and_dense_as_escapees_add_up() {
+    for escapee_at in [0, 5, 10] {
+        let private = Private::new();
+        let mut heap = private.heap();
+        const STEPS: usize = 20_000;
+        for _ in 0..STEPS {
+            let scope = heap.enter();
+            let mut temporaries = vec![];
+            for i in 0..=10 {
+                let size = if i == escapee_at { 24 } else { 40 + 17 * i };
+                let p = heap.alloc(size, 8).unwrap().addr();
+                if i != escapee_at {
+                    temporaries.push((p, size));
+                }
+            }
+            for (p, size) in temporaries {
+                assert_eq!(heap.free(p, size), Freed::Yes);
+            }
+            heap.leave(scope);
+        }
+        let high = heap.small.high * GRANULE;
+        assert!(
+            high / STEPS < 64,
+            "escapee at {escapee_at}: {} bytes each",
+            high / STEPS
+        );
+    }
+}
+
+#[test]
+fn a_second_free_is_seen() {
+    let private = Private::new();
+    let mut heap = private.heap();
+    let scope = heap.enter();
+    let sizes = [16, 100, 1_000, 5_000, 100_000];
+    let blocks: Vec<usize> = sizes.iter().map(|&size| heap.alloc(size, 8).unwrap().addr()).collect();
+    for (&addr, &size) in blocks.iter().zip(&sizes) {
+        assert_eq!(heap.free(addr, size), Freed::Yes);
+        assert!(!heap.free_short(addr, size));
+        assert_eq!(heap.free(addr, size), Freed::Misuse, "{size} bytes");
+    }
+    let last = heap.alloc(48, 8).unwrap().addr();
+    assert!(heap.free_short(last, 48));
+    assert!(!heap.free_short(last, 48), "the position moved back over it");
+    assert_eq!(heap.free(last, 48), Freed::Misuse);
+    heap.leave(scope);
+    assert_eq!(heap.free(last, 48), Freed::Misuse, "in the parked hole");
+}
+
+#[test]
+fn a_new_owner_goes_on_where_the_last_one_stopped() {
+    let private = Private::new();
+    let mut heap = private.heap();
+    let scope = heap.enter();
+    let kept: Vec<(usize, usize)> = (1..200)
+        .map(|i| (heap.alloc(i * 40, 8).unwrap().addr(), i * 40))
+        .collect();
+    heap.leave(scope);
+    heap.detach();
+    let mut oracle = Oracle::new(&private);
+    for &(addr, size) in &kept {
+        oracle.add(addr, size);
+    }
+    oracle.guards.push(oracle.heap.enter());
+    for i in 0..20_000 {
+        oracle.step(i as u8, i * 7, i * 31);
+    }
+    oracle.finish();
+}

@@ -1,0 +1,246 @@
+//! Where things are inside a segment, and the arithmetic of granules, units and chunks: integers in, integers out.
+//!
+//! ```text
+//! segment, a power of two
+//! ├── head: the header, then marks of the small area's chunks, then the longest free span of each region
+//! ├── live map       one bit for a granule of the small area
+//! ├── remote map     as long
+//! ├── span tables    a record for each region of the span area
+//! ├── small area     a quarter of the segment; a multiple of 64 KiB
+//! └── span area      the rest, in units
+//! ```
+//!
+//! The maps and tables are committed in step with the areas that they describe, so that a large segment costs
+//! address space only. Everything here is `const`, total and free of panics.
+#![forbid(unsafe_code)]
+
+use crate::align::{align_down, align_up, max, min, CACHE_LINE};
+
+/// Bytes that one bit of the live map stands for: the smallest alignment that every allocator must give on 64-bit
+/// systems, and so the smallest block.
+pub const GRANULE: usize = 16;
+/// Granules that one word of a map stands for.
+pub const WORD_GRANULES: usize = 64;
+/// Bytes that one word of a map stands for: 1 KiB.
+pub const WORD_BYTES: usize = GRANULE * WORD_GRANULES;
+/// The longest block whose bits are in at most two words: the inline paths stop here.
+pub const SHORT_MAX: usize = WORD_BYTES;
+/// The longest block of the small area, bytes. Longer ones get spans: from here the rounding to a unit costs at most
+/// an eighth, and real training keeps its tensors apart from its small blocks.
+pub const SMALL_MAX: usize = 32 * 1024;
+/// The largest alignment of the small area, bytes; beyond it a block gets a span.
+pub const SMALL_ALIGN_MAX: usize = 4096;
+/// From this size a block in a scope is aligned to a cache line, bytes.
+pub const LINE_FROM: usize = CACHE_LINE;
+
+/// Bytes of a unit, the grain of spans: a page, so that a free span can be given back whole.
+pub const UNIT: usize = 4096;
+/// Units of a region, whose tables stand together: 16 MiB.
+pub const REGION_UNITS: usize = 4096;
+/// Bytes that one use mark stands for, in both areas.
+pub const CHUNK: usize = 64 * 1024;
+/// Units of a chunk.
+pub const CHUNK_UNITS: usize = CHUNK / UNIT;
+/// Granules of a chunk.
+pub const CHUNK_GRANULES: usize = CHUNK / GRANULE;
+/// The longest hole, granules: its bits are 64 words, so that taking or giving it up is bounded.
+pub const HOLE_MAX: usize = 64 * WORD_GRANULES;
+
+/// Parts of a segment start at multiples of this, the largest page size of the systems served.
+const PART: usize = 64 * 1024;
+/// Room for the header at the start of a segment, bytes.
+pub const HEADER_BYTES: usize = 4096;
+/// The areas start at multiples of this, so that huge pages can fill them.
+const AREA_ALIGN: usize = 2 * 1024 * 1024;
+/// The smallest segment, bytes.
+pub const SEGMENT_MIN: usize = 8 * 1024 * 1024;
+/// The largest segment, bytes.
+pub const SEGMENT_MAX: usize = 1 << 36;
+/// No reservation has more segments.
+pub const SEGMENTS_MAX: usize = 256;
+
+/// The span that a block of `size` bytes needs, in units.
+#[inline]
+pub const fn units(size: usize) -> usize {
+    max(align_up(size, UNIT) / UNIT, 1)
+}
+
+/// The granules of a block of `size` bytes; size 0 counts as 1.
+#[inline(always)]
+pub const fn granules(size: usize) -> usize {
+    align_up(max(size, 1), GRANULE) / GRANULE
+}
+
+/// The bits of `count` granules (1 to 64) from bit `first` on that fall into the first word.
+#[inline(always)]
+pub const fn low_mask(first: usize, count: usize) -> u64 {
+    (u64::MAX >> (64usize.wrapping_sub(count) & 63)) << (first & 63)
+}
+
+/// The bits of `count` granules (1 to 64) from bit `first` (0 to 63) on that reach into the next word; 0 if none do.
+#[inline(always)]
+pub const fn high_mask(first: usize, count: usize) -> u64 {
+    let end = first.wrapping_add(count);
+    if end <= 64 {
+        0
+    } else {
+        u64::MAX >> (128usize.wrapping_sub(end) & 63)
+    }
+}
+
+/// The alignment that a block in a scope gets, bytes: what was asked, 64 from [`LINE_FROM`] on, a granule at least.
+#[inline(always)]
+pub const fn scope_align(size: usize, align: usize) -> usize {
+    max(align, if size >= LINE_FROM { CACHE_LINE } else { GRANULE })
+}
+
+/// Offsets and lengths of a segment's parts, bytes unless named otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SegmentLayout {
+    /// The whole segment, a power of two.
+    pub bytes: usize,
+    /// The header, marks and region table, committed when the segment is claimed first.
+    pub head_bytes: usize,
+    /// Three bitmaps of the small area's chunks, each of `mark_words` words.
+    pub marks: usize,
+    /// Words of one bitmap of marks.
+    pub mark_words: usize,
+    /// The longest free span of each region, an array of `u32`.
+    pub region_longest: usize,
+    /// The live map.
+    pub live: usize,
+    /// The remote map.
+    pub remote: usize,
+    /// The region records.
+    pub tables: usize,
+    /// The small area.
+    pub small: usize,
+    /// Bytes of the small area.
+    pub small_bytes: usize,
+    /// The span area.
+    pub spans: usize,
+    /// Units of the span area.
+    pub span_units: usize,
+    /// Regions of the span area, the last perhaps in part.
+    pub regions: usize,
+}
+
+/// Bytes of a region's record: two tables of `u32`, the remote bits, two levels of longest free spans, chunk marks.
+pub const REGION_BYTES: usize = 36 * 1024;
+
+impl SegmentLayout {
+    /// Divides a segment of `bytes`, a power of two from [`SEGMENT_MIN`] to [`SEGMENT_MAX`].
+    pub const fn for_size(bytes: usize) -> SegmentLayout {
+        let small_bytes = bytes / 4;
+        let mark_words = max(small_bytes / CHUNK / 64, 1);
+        let regions_most = bytes / (REGION_UNITS * UNIT) + 1;
+        let marks = HEADER_BYTES;
+        let region_longest = marks + mark_words * 8 * 3;
+        let head_bytes = align_up(region_longest + regions_most * 4, PART);
+        let map_bytes = align_up(small_bytes / GRANULE / 8, PART);
+        let live = head_bytes;
+        let remote = live + map_bytes;
+        let tables = remote + map_bytes;
+        let area_align = min(AREA_ALIGN, bytes / 16);
+        let small = align_up(tables + align_up(regions_most * REGION_BYTES, PART), area_align);
+        let spans = align_up(small + small_bytes, area_align);
+        let span_units = align_down(bytes - spans, CHUNK) / UNIT;
+        SegmentLayout {
+            bytes,
+            head_bytes,
+            marks,
+            mark_words,
+            region_longest,
+            live,
+            remote,
+            tables,
+            small,
+            small_bytes,
+            spans,
+            span_units,
+            regions: span_units.div_ceil(REGION_UNITS),
+        }
+    }
+
+    /// Granules of the small area.
+    pub const fn small_granules(&self) -> usize {
+        self.small_bytes / GRANULE
+    }
+}
+
+/// Divides a reservation of `bytes` into segments: the bytes of one (a power of two) and how many; `None` if too small.
+///
+/// 16 TiB become 256 segments of 64 GiB. With less room the segments shrink to 1 GiB before their number does: a
+/// thread without a segment only loses speed, while a segment that holds no tensor serves nobody.
+pub const fn divide(bytes: usize) -> Option<(usize, usize)> {
+    let wish = max(bytes / SEGMENTS_MAX, min(bytes / 8, 1 << 30));
+    let wish = max(min(wish, SEGMENT_MAX), SEGMENT_MIN);
+    let size = 1 << (usize::BITS - 1 - wish.leading_zeros());
+    let count = min(bytes / size, SEGMENTS_MAX);
+    if count == 0 {
+        None
+    } else {
+        Some((size, count))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masks_agree_with_setting_bit_by_bit() {
+        for first in 0..64 {
+            for count in 1..=64 {
+                let mut bits = 0u128;
+                for bit in first..first + count {
+                    bits |= 1 << bit;
+                }
+                assert_eq!(low_mask(first, count), bits as u64, "{first} {count}");
+                assert_eq!(high_mask(first, count), (bits >> 64) as u64, "{first} {count}");
+            }
+        }
+    }
+
+    #[test]
+    fn sizes_become_granules_and_units() {
+        for size in 0..5_000 {
+            assert_eq!(granules(size), size.max(1).div_ceil(GRANULE));
+            assert_eq!(units(size), size.max(1).div_ceil(UNIT));
+        }
+    }
+
+    #[test]
+    fn parts_of_every_segment_follow_each_other_and_fit() {
+        let mut bytes = SEGMENT_MIN;
+        while bytes <= SEGMENT_MAX {
+            let l = SegmentLayout::for_size(bytes);
+            let map_bytes = l.small_granules() / 8;
+            assert!(l.marks >= HEADER_BYTES && l.marks + l.mark_words * 24 <= l.region_longest);
+            assert!(l.mark_words * 64 * CHUNK >= l.small_bytes);
+            assert!(l.region_longest + l.regions * 4 <= l.head_bytes);
+            assert!(l.head_bytes <= l.live && l.live + map_bytes <= l.remote);
+            assert!(l.remote + map_bytes <= l.tables && l.tables + l.regions * REGION_BYTES <= l.small);
+            assert!(l.small + l.small_bytes <= l.spans && l.spans + l.span_units * UNIT <= bytes);
+            assert!(l.span_units * UNIT >= bytes / 2, "{bytes}: {l:?}");
+            assert!(l.regions * REGION_UNITS >= l.span_units && l.span_units < 1 << 31);
+            for part in [l.live, l.remote, l.tables, l.small, l.spans] {
+                assert_eq!(part % PART, 0);
+            }
+            bytes *= 2;
+        }
+    }
+
+    #[test]
+    fn reservations_divide_into_segments_that_fit() {
+        assert_eq!(divide(1 << 44), Some((1 << 36, 256)));
+        assert_eq!(divide(1 << 20), None);
+        let mut bytes = SEGMENT_MIN;
+        while bytes < 1 << 45 {
+            let (size, count) = divide(bytes).unwrap();
+            assert!(size.is_power_of_two() && (SEGMENT_MIN..=SEGMENT_MAX).contains(&size));
+            assert!((1..=SEGMENTS_MAX).contains(&count) && size * count <= bytes);
+            bytes += bytes / 7;
+        }
+    }
+}

@@ -1,0 +1,326 @@
+//! Small blocks: one bit for sixteen bytes says whether memory may be used.
+//!
+//! **Problem.** Memory must be handed out by bumping and freed in any order by any thread, without headers, and a
+//! scope may be left at any time. **Invariant.** H1: a granule's bit is set exactly while it is in a live block (freed
+//! remotely and not yet folded counts as live) or in the current hole. H2: only the owner writes the live map, and it
+//! takes granules only where the bits are clear after folding. H3: a remote free touches nothing but the remote map.
+//! **Consequence.** Whatever the scopes do, no granule is in two live blocks.
+//!
+//! Threads. Synchronization: the live map is written by the segment's owner alone (plain loads and stores, Relaxed;
+//! a new owner is ordered behind the old one by the segment bitmap's AcqRel). The remote map is shared: `free_remote`
+//! sets bits with Release, `fold` takes them with Acquire, so that what the freeing thread did to the block
+//! happens before its memory is used again.
+//!
+//! This file knows granule numbers of one segment, not addresses; which granules to ask about is `heap`'s affair.
+
+use crate::layout::{high_mask, low_mask, WORD_GRANULES};
+use crate::sync::{AtomicU64, Ordering};
+
+/// The two maps of a segment.
+#[derive(Clone, Copy)]
+pub struct LiveMap {
+    live: *const AtomicU64,
+    remote: *const AtomicU64,
+}
+
+impl LiveMap {
+    /// Maps of no segment: no granule may be asked about.
+    pub const NONE: LiveMap = LiveMap {
+        live: core::ptr::null(),
+        remote: core::ptr::null(),
+    };
+
+    /// The maps that begin at `live` and `remote`.
+    ///
+    /// # Safety
+    /// Both are committed, and stay so, for every granule that any method is asked about; else a stray write follows.
+    pub const unsafe fn new(live: *const AtomicU64, remote: *const AtomicU64) -> LiveMap {
+        LiveMap { live, remote }
+    }
+
+    /// The live map's first word, for the inline paths.
+    #[inline(always)]
+    pub fn live_words(&self) -> *const AtomicU64 {
+        self.live
+    }
+
+    #[inline(always)]
+    fn live(&self, word: usize) -> &AtomicU64 {
+        // SAFETY: by the promise made to `new`, the word is committed and valid for any bits.
+        unsafe { &*self.live.add(word) }
+    }
+
+    #[inline(always)]
+    fn remote(&self, word: usize) -> &AtomicU64 {
+        // SAFETY: as for `live`.
+        unsafe { &*self.remote.add(word) }
+    }
+
+    /// Folds the remote frees of one word in and returns what is live after it (H2). Owner only.
+    #[inline]
+    pub fn fold(&self, word: usize) -> u64 {
+        // Relaxed: only this thread writes the live map.
+        let mut live = self.live(word).load(Ordering::Relaxed);
+        // Relaxed: a look whether there is anything to take; the swap does the ordering.
+        if self.remote(word).load(Ordering::Relaxed) != 0 {
+            // Acquire: partner of the Release in `free_remote`.
+            live &= !self.remote(word).swap(0, Ordering::Acquire);
+            self.live(word).store(live, Ordering::Relaxed);
+        }
+        live
+    }
+
+    /// The live word as it stands, for statistics from any thread.
+    pub fn peek(&self, word: usize) -> u64 {
+        // Relaxed: a snapshot for counting; nothing is decided by it.
+        self.live(word).load(Ordering::Relaxed) & !self.remote(word).load(Ordering::Relaxed)
+    }
+
+    /// Applies `change` to the live bits of granules `[start, end)`, word by word; it gets the word and the mask.
+    #[inline(always)]
+    fn each_word(start: usize, end: usize, mut change: impl FnMut(usize, u64)) {
+        let mut at = start;
+        while at < end {
+            let bit = at % WORD_GRANULES;
+            let count = (end.wrapping_sub(at)).min(WORD_GRANULES.wrapping_sub(bit));
+            change(at / WORD_GRANULES, low_mask(bit, count));
+            at = at.wrapping_add(count);
+        }
+    }
+
+    /// Marks `[start, end)` live. Owner only; the bits are clear.
+    #[inline]
+    pub fn set(&self, start: usize, end: usize) {
+        Self::each_word(start, end, |word, mask| {
+            let live = self.live(word);
+            live.store(live.load(Ordering::Relaxed) | mask, Ordering::Relaxed);
+        });
+    }
+
+    /// Clears `[start, end)`; `false` if a bit was clear already or was freed remotely: a double free. Owner only.
+    #[inline]
+    #[must_use]
+    pub fn clear(&self, start: usize, end: usize) -> bool {
+        let mut all = true;
+        Self::each_word(start, end, |word, mask| {
+            let live = self.live(word).load(Ordering::Relaxed);
+            all &= live & mask == mask && self.remote(word).load(Ordering::Relaxed) & mask == 0;
+            self.live(word).store(live & !mask, Ordering::Relaxed);
+        });
+        all
+    }
+
+    /// Frees `[start, end)` from a thread that does not own the segment (H3); `false` if any of it was free: a double
+    /// free.
+    #[must_use]
+    pub fn free_remote(&self, start: usize, end: usize) -> bool {
+        let mut all = true;
+        Self::each_word(start, end, |word, mask| {
+            // Relaxed: the block is live by the caller's word, so its bits were set before its pointer was passed on,
+            // and later writes of the owner to this word keep them.
+            all &= self.live(word).load(Ordering::Relaxed) & mask == mask;
+            // Release: partner of the Acquire in `fold`.
+            all &= self.remote(word).fetch_or(mask, Ordering::Release) & mask == 0;
+        });
+        all
+    }
+
+    /// The first live granule of `[start, limit)` after folding, or `limit`. Owner only.
+    pub fn first_live(&self, start: usize, limit: usize) -> usize {
+        self.first(start, limit, |live| live)
+    }
+
+    /// The first free granule of `[start, limit)` after folding, or `limit`. Owner only.
+    pub fn first_free(&self, start: usize, limit: usize) -> usize {
+        self.first(start, limit, |live| !live)
+    }
+
+    #[inline(always)]
+    fn first(&self, start: usize, limit: usize, wanted: impl Fn(u64) -> u64) -> usize {
+        if start >= limit {
+            return limit;
+        }
+        let mut word = start / WORD_GRANULES;
+        let mut bits = wanted(self.fold(word)) & (u64::MAX << (start % WORD_GRANULES));
+        while bits == 0 {
+            word = word.wrapping_add(1);
+            if word.wrapping_mul(WORD_GRANULES) >= limit {
+                return limit;
+            }
+            bits = wanted(self.fold(word));
+        }
+        word.wrapping_mul(WORD_GRANULES)
+            .wrapping_add(bits.trailing_zeros() as usize)
+            .min(limit)
+    }
+
+    /// The next run of free granules in `[from, limit)`, cut at `longest`, in which `need` granules fit from a
+    /// multiple of `align` (in granules) on. Owner only.
+    pub fn next_run(
+        &self,
+        from: usize,
+        limit: usize,
+        need: usize,
+        align: usize,
+        longest: usize,
+    ) -> Option<(usize, usize)> {
+        let mut at = from;
+        loop {
+            let start = self.first_free(at, limit);
+            if start >= limit {
+                return None;
+            }
+            let end = self.first_live(start, limit.min(start.wrapping_add(longest)));
+            if crate::align::align_up(start, align).wrapping_add(need) <= end {
+                return Some((start, end));
+            }
+            at = end;
+        }
+    }
+
+    /// Live granules of the words `[0, words)` after folding. Owner only.
+    pub fn count(&self, words: usize) -> usize {
+        let mut live = 0usize;
+        for word in 0..words {
+            live = live.wrapping_add(self.fold(word).count_ones() as usize);
+        }
+        live
+    }
+}
+
+/// Clears the bits of a short block (at most 64 granules) in the owner's live map; `false` for a double free.
+///
+/// # Safety
+/// `live` is the owner's live map, committed for these granules, and the caller is the owner.
+#[inline(always)]
+#[must_use]
+pub unsafe fn clear_short(live: *const AtomicU64, granule: usize, count: usize) -> bool {
+    let (word, bit) = (granule / WORD_GRANULES, granule % WORD_GRANULES);
+    let (low, high) = (low_mask(bit, count), high_mask(bit, count));
+    // SAFETY: by the caller's promise.
+    let first = unsafe { &*live.add(word) };
+    // Relaxed: only the owner writes the live map.
+    let bits = first.load(Ordering::Relaxed);
+    if bits & low != low {
+        return false;
+    }
+    first.store(bits & !low, Ordering::Relaxed);
+    if high != 0 {
+        // SAFETY: the block reaches into this word, so it is committed too.
+        let second = unsafe { &*live.add(word.wrapping_add(1)) };
+        let bits = second.load(Ordering::Relaxed);
+        if bits & high != high {
+            return false;
+        }
+        second.store(bits & !high, Ordering::Relaxed);
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Maps {
+        live: Vec<AtomicU64>,
+        remote: Vec<AtomicU64>,
+    }
+
+    impl Maps {
+        fn new(words: usize) -> Maps {
+            let zeros = || (0..words).map(|_| AtomicU64::new(0)).collect();
+            Maps {
+                live: zeros(),
+                remote: zeros(),
+            }
+        }
+        fn map(&self) -> LiveMap {
+            // SAFETY: both vectors outlive the map, and tests ask about their granules only.
+            unsafe { LiveMap::new(self.live.as_ptr(), self.remote.as_ptr()) }
+        }
+        fn bits(&self) -> Vec<bool> {
+            let bit = |g: usize| self.live[g / 64].load(Ordering::Relaxed) >> (g % 64) & 1 == 1;
+            (0..self.live.len() * 64).map(bit).collect()
+        }
+    }
+
+    #[test]
+    fn setting_and_clearing_touch_exactly_the_range() {
+        for start in 0..130 {
+            for end in start + 1..=192 {
+                let maps = Maps::new(3);
+                maps.map().set(start, end);
+                let expected: Vec<bool> = (0..192).map(|g| (start..end).contains(&g)).collect();
+                assert_eq!(maps.bits(), expected);
+                assert!(maps.map().clear(start, end));
+                assert!(maps.bits().iter().all(|&bit| !bit));
+                assert!(!maps.map().clear(start, end), "a second clear is a double free");
+            }
+        }
+    }
+
+    #[test]
+    fn short_clears_agree_with_long_ones() {
+        for start in 0..128 {
+            for count in 1..=64 {
+                let maps = Maps::new(4);
+                maps.map().set(0, 256);
+                // SAFETY: the map holds 256 granules and this thread owns it.
+                assert!(unsafe { clear_short(maps.map().live_words(), start, count) });
+                let expected: Vec<bool> = (0..256).map(|g| !(start..start + count).contains(&g)).collect();
+                assert_eq!(maps.bits(), expected);
+                // SAFETY: as above.
+                assert!(!unsafe { clear_short(maps.map().live_words(), start, count) });
+            }
+        }
+    }
+
+    #[test]
+    fn remote_frees_appear_after_folding_only() {
+        let maps = Maps::new(2);
+        let map = maps.map();
+        map.set(10, 90);
+        assert!(map.free_remote(20, 70));
+        assert!(maps.bits()[20]);
+        assert!(!map.free_remote(69, 71), "part of it is free already");
+        assert_eq!(
+            (map.fold(0), map.fold(1)),
+            (0x3ff << 10, ((1 << 26) - 1) & !0x7f),
+            "10..20 and 71..90"
+        );
+        assert_eq!(map.first_free(10, 128), 20);
+        assert_eq!(map.first_live(20, 128), 71);
+        assert!(!map.free_remote(30, 31), "free already");
+    }
+
+    #[test]
+    fn runs_agree_with_a_naive_search() {
+        let mut random = 88172645463325252u64;
+        for _ in 0..2_000 {
+            let maps = Maps::new(3);
+            let map = maps.map();
+            for word in 0..3 {
+                random ^= random << 13;
+                random ^= random >> 7;
+                random ^= random << 17;
+                maps.live[word].store(random & random.rotate_left(7), Ordering::Relaxed);
+            }
+            let bits = maps.bits();
+            for (need, align) in [(1, 1), (3, 1), (4, 4), (9, 4), (20, 1)] {
+                for from in (0..192).step_by(5) {
+                    let found = map.next_run(from, 190, need, align, 40);
+                    let fits = |s: usize| {
+                        let end = (s..190).find(|&g| bits[g]).unwrap_or(190).min(s + 40);
+                        (s == from || bits[s - 1] || s % 64 == from % 64).then_some(())?;
+                        (!bits[s] && s.next_multiple_of(align) + need <= end).then_some((s, end))
+                    };
+                    if let Some((start, end)) = found {
+                        assert!((start..end).all(|g| !bits[g]) && start.next_multiple_of(align) + need <= end);
+                    } else {
+                        assert!((from..190).filter_map(fits).next().is_none(), "{need} {align} {from}");
+                    }
+                }
+            }
+        }
+    }
+}

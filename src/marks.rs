@@ -1,0 +1,96 @@
+//! Which chunks of an area have been used of late, and which may have pages in memory: three bitmaps, a bit a chunk.
+//!
+//! An interval ends when the heap says so (`age`). A chunk that was touched neither in the interval that ends nor in
+//! the one before is *aged*: no step has used it for some time. Owner only; plain memory.
+
+/// Three rows of words: touched in this interval, touched in the last one, perhaps resident.
+#[derive(Clone, Copy)]
+pub struct Marks {
+    words: *mut u64,
+    /// Words of a row.
+    row: usize,
+}
+
+const TOUCHED: usize = 0;
+const OLD: usize = 1;
+const DIRTY: usize = 2;
+
+impl Marks {
+    /// Rows for no chunk.
+    pub const NONE: Marks = Marks {
+        words: core::ptr::null_mut(),
+        row: 0,
+    };
+
+    /// Three rows of `row` words each that begin at `words`.
+    ///
+    /// # Safety
+    /// The words are committed, valid, and this heap's alone while the value is in use.
+    pub const unsafe fn new(words: *mut u64, row: usize) -> Marks {
+        Marks { words, row }
+    }
+
+    #[inline]
+    fn word(&mut self, which: usize, index: usize) -> &mut u64 {
+        // SAFETY: `index` is below `row` for every chunk of the area, so the word is one of those promised to `new`.
+        unsafe { &mut *self.words.add(which.wrapping_mul(self.row).wrapping_add(index)) }
+    }
+
+    /// Marks chunks `[first, last]` touched and dirty.
+    #[inline]
+    pub fn touch(&mut self, first: usize, last: usize) {
+        let mut at = first;
+        while at <= last {
+            let count = (64 - at % 64).min(last.wrapping_sub(at).wrapping_add(1));
+            let mask = crate::layout::low_mask(at % 64, count);
+            *self.word(TOUCHED, at / 64) |= mask;
+            *self.word(DIRTY, at / 64) |= mask;
+            at = at.wrapping_add(count);
+        }
+    }
+
+    /// Whether the chunk may have pages in memory.
+    pub fn is_dirty(&mut self, chunk: usize) -> bool {
+        *self.word(DIRTY, chunk / 64) >> (chunk % 64) & 1 == 1
+    }
+
+    /// Whether the chunk may have pages in memory and was touched in neither interval.
+    pub fn is_aged(&mut self, chunk: usize) -> bool {
+        let recent = *self.word(TOUCHED, chunk / 64) | *self.word(OLD, chunk / 64);
+        self.is_dirty(chunk) && recent >> (chunk % 64) & 1 == 0
+    }
+
+    /// Notes that the chunk's pages were given back.
+    pub fn clean(&mut self, chunk: usize) {
+        *self.word(DIRTY, chunk / 64) &= !(1 << (chunk % 64));
+    }
+
+    /// Ends an interval for the first `chunks` chunks.
+    pub fn age(&mut self, chunks: usize) {
+        for index in 0..chunks.div_ceil(64) {
+            *self.word(OLD, index) = core::mem::take(self.word(TOUCHED, index));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chunk_is_aged_after_two_quiet_intervals() {
+        let mut words = [0u64; 9];
+        // SAFETY: nine words are three rows of three.
+        let mut marks = unsafe { Marks::new(words.as_mut_ptr(), 3) };
+        marks.touch(60, 130);
+        assert!(!marks.is_dirty(59) && marks.is_dirty(60) && marks.is_dirty(130) && !marks.is_dirty(131));
+        marks.age(192);
+        assert!(!marks.is_aged(100));
+        marks.age(192);
+        assert!(marks.is_aged(100) && !marks.is_aged(59));
+        marks.clean(100);
+        assert!(!marks.is_aged(100) && marks.is_aged(101));
+        marks.touch(101, 101);
+        assert!(!marks.is_aged(101));
+    }
+}

@@ -1,0 +1,528 @@
+//! The thread: its slot with the heap, when it claims a segment, and how it ends.
+//!
+//! **Teardown, case by case.** The slot is `const`-initialised and has no destructor, so it can be used at any time of a
+//! thread's life. A hook with a destructor is registered *before* a segment is claimed (no hook, no claim). When it
+//! runs it (1) zeroes position, end and area in the slot and notes that the thread is ending, (2) pops all frames and
+//! gives the hole up, (3) gives back the pages of free memory, (4) releases the segment.
+//!
+//! | case | what happens |
+//! |---|---|
+//! | destructors of other thread-locals, before the hook | as ever: they allocate, free and leave scopes |
+//! | … after the hook | allocations go to the backing, frees of arena blocks are remote, guards do nothing |
+//! | first scope inside a thread-local destructor, hook not yet registered | it registers and claims, or is refused and uses the backing |
+//! | first scope after the hook has run | the backing |
+//! | process exit, other threads running | their memory goes with the process |
+//! | `fork` | the child's one thread has its heap, copied; segments of other threads stay owned and unused |
+//!
+//! **Re-entrance.** A `&mut Heap` lives only inside `with_heap`, whose closures call nothing but the layers below:
+//! no backing, no std, no user code.
+
+use crate::heap::{Freed, Heap, Kind, Ticket};
+use crate::layout::{granules, units, GRANULE, SMALL_ALIGN_MAX, SMALL_MAX, UNIT};
+use crate::ledger::Ledger;
+use crate::live_map::LiveMap;
+use crate::segment::{self, NoSegment};
+use crate::spans::{self, Refused};
+use crate::sync::{AtomicU64, Ordering};
+use core::cell::{Cell, UnsafeCell};
+
+/// Why a request that the arena should have served went to the backing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// The system granted no address space.
+    NoReservation = 0,
+    /// All segments have owners.
+    NoSegment = 1,
+    /// The segment's area has no room for it.
+    NoRoom = 2,
+    /// The system refused to make pages usable.
+    CommitRefused = 3,
+    /// The thread is ending.
+    ThreadEnding = 4,
+}
+
+/// How many reasons there are.
+pub const REASONS: usize = 5;
+
+/// Fallbacks of all threads by reason. Relaxed: counters that nothing is decided by.
+static FALLBACKS: [AtomicU64; REASONS] = [const { AtomicU64::new(0) }; REASONS];
+/// Scopes entered by threads that have ended.
+static ENTERED: AtomicU64 = AtomicU64::new(0);
+
+/// A thread publishes how many scopes it has entered on the first slow path after this many.
+const PUBLISH_SCOPES: u64 = 64;
+
+/// A thread without a segment asks again on one slow path in this many.
+const RETRY: u32 = 64;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    New,
+    Claiming,
+    Claimed,
+    Refused(Reason),
+    Ended,
+}
+
+struct Slot {
+    heap: UnsafeCell<Heap>,
+    state: Cell<State>,
+    retries: Cell<u32>,
+    ledger: Cell<*mut Ledger>,
+    fallbacks: Cell<[u64; REASONS]>,
+    entered_published: Cell<u64>,
+    probe: Cell<Probe>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Probe {
+    Off,
+    Waiting,
+    Seen,
+}
+
+thread_local! {
+    static SLOT: Slot = const {
+        Slot {
+            heap: UnsafeCell::new(Heap::new()),
+            state: Cell::new(State::New),
+            retries: Cell::new(0),
+            ledger: Cell::new(core::ptr::null_mut()),
+            fallbacks: Cell::new([0; REASONS]),
+            entered_published: Cell::new(0),
+            probe: Cell::new(Probe::Off),
+        }
+    };
+    static HOOK: Hook = const { Hook };
+}
+
+/// Runs the teardown.
+struct Hook;
+
+impl Drop for Hook {
+    fn drop(&mut self) {
+        SLOT.with(|slot| {
+            slot.state.set(State::Ended);
+            publish_entered(slot);
+            // SAFETY: as in `with_heap`.
+            let index = unsafe { &mut *slot.heap.get() }.detach();
+            if let Some(index) = index {
+                segment::give_back(index);
+            }
+            let ledger = slot.ledger.replace(core::ptr::null_mut());
+            if !ledger.is_null() {
+                // SAFETY: the ledger is this thread's, and the slot no longer names it.
+                unsafe { Ledger::close(ledger) };
+            }
+        });
+    }
+}
+
+/// Runs `f` on the thread's heap.
+#[inline(always)]
+pub fn with_heap<R>(f: impl FnOnce(&mut Heap) -> R) -> R {
+    // SAFETY: the slot is this thread's. No closure handed in here calls an allocator, std or user code (the file's
+    // head), so no second borrow can begin while this one lives; signal handlers must not allocate, as ever.
+    SLOT.with(|slot| f(unsafe { &mut *slot.heap.get() }))
+}
+
+/// Claims a segment if the thread has none.
+fn ensure(slot: &Slot) -> Result<(), Reason> {
+    match slot.state.get() {
+        State::Claimed => return Ok(()),
+        State::Ended => return Err(Reason::ThreadEnding),
+        State::Claiming => return Err(Reason::NoSegment),
+        State::Refused(reason) => {
+            let retries = slot.retries.get().wrapping_add(1);
+            slot.retries.set(retries);
+            if retries % RETRY != 0 {
+                return Err(reason);
+            }
+        }
+        State::New => {}
+    }
+    claim(slot)
+}
+
+#[cold]
+fn claim(slot: &Slot) -> Result<(), Reason> {
+    // Registering the hook may allocate through us; that request goes to the backing.
+    slot.state.set(State::Claiming);
+    if HOOK.try_with(|_| ()).is_err() {
+        slot.state.set(State::Ended);
+        return Err(Reason::ThreadEnding);
+    }
+    match segment::claim() {
+        Ok(claimed) => {
+            // SAFETY: just claimed; the borrow is as in `with_heap`.
+            unsafe { (*slot.heap.get()).attach(claimed) };
+            slot.state.set(State::Claimed);
+            Ok(())
+        }
+        Err(why) => {
+            let reason = match why {
+                NoSegment::NoReservation => Reason::NoReservation,
+                NoSegment::AllOwned => Reason::NoSegment,
+                NoSegment::Commit => Reason::CommitRefused,
+            };
+            slot.state.set(State::Refused(reason));
+            Err(reason)
+        }
+    }
+}
+
+fn publish_entered(slot: &Slot) {
+    // SAFETY: as in `with_heap`.
+    let entered = unsafe { &*slot.heap.get() }.entered();
+    let before = slot.entered_published.replace(entered);
+    if entered != before {
+        ENTERED.fetch_add(entered.wrapping_sub(before), Ordering::Relaxed);
+    }
+}
+
+fn note_fallback(slot: &Slot, reason: Reason) {
+    if let Some(total) = FALLBACKS.get(reason as usize) {
+        total.fetch_add(1, Ordering::Relaxed);
+    }
+    let mut counts = slot.fallbacks.get();
+    if let Some(count) = counts.get_mut(reason as usize) {
+        *count = count.wrapping_add(1);
+    }
+    slot.fallbacks.set(counts);
+}
+
+/// What the slow path of allocation decided.
+pub enum Served {
+    /// A block of the arena, and how many of its bytes, from the first, may hold old data.
+    Arena(*mut u8, usize),
+    /// The backing's to serve.
+    Backing,
+    /// The answer is null: `is_installed` is asking.
+    Nothing,
+}
+
+/// The slow path: serves the request from the arena if the thread is in a scope or the request is `large`.
+#[cold]
+pub fn alloc_slow(size: usize, align: usize, large: bool) -> Served {
+    SLOT.with(|slot| {
+        if slot.probe.get() != Probe::Off {
+            slot.probe.set(Probe::Seen);
+            return Served::Nothing;
+        }
+        // SAFETY: as in `with_heap`; the borrow ends here.
+        let active = unsafe { &*slot.heap.get() }.is_active();
+        if active {
+            serve(slot, size, |heap| {
+                if size <= SMALL_MAX && align <= SMALL_ALIGN_MAX {
+                    heap.alloc(size, align).map(|p| (p, size))
+                } else {
+                    heap.alloc_span(size, align)
+                }
+            })
+        } else if large {
+            serve(slot, size, |heap| heap.alloc_span(size, align))
+        } else {
+            Served::Backing
+        }
+    })
+}
+
+/// Serves the request by a span, whatever the scopes.
+#[cold]
+pub fn alloc_span_slow(size: usize, align: usize) -> Served {
+    SLOT.with(|slot| serve(slot, size, |heap| heap.alloc_span(size, align)))
+}
+
+fn serve(slot: &Slot, size: usize, make: impl FnOnce(&mut Heap) -> Result<(*mut u8, usize), Refused>) -> Served {
+    if let Err(reason) = ensure(slot) {
+        note_fallback(slot, reason);
+        return Served::Backing;
+    }
+    // SAFETY: as in `with_heap`.
+    let heap = unsafe { &mut *slot.heap.get() };
+    let made = make(heap);
+    let counting = heap.is_counting();
+    if slot.entered_published.get().wrapping_add(PUBLISH_SCOPES) < heap.entered() {
+        publish_entered(slot);
+    }
+    match made {
+        Ok((p, dirty)) => {
+            if counting {
+                with_ledger(slot, |ledger| ledger.made(p.addr(), size));
+            }
+            Served::Arena(p, dirty.min(size))
+        }
+        Err(refused) => {
+            let reason = match refused {
+                Refused::NoRoom => Reason::NoRoom,
+                Refused::Commit => Reason::CommitRefused,
+            };
+            note_fallback(slot, reason);
+            Served::Backing
+        }
+    }
+}
+
+fn with_ledger(slot: &Slot, f: impl FnOnce(&mut Ledger)) {
+    // SAFETY: null or this thread's ledger, which is used nowhere else at the same time.
+    if let Some(ledger) = unsafe { slot.ledger.get().as_mut() } {
+        f(ledger);
+    }
+}
+
+/// What freeing an address inside the reservation came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Freed.
+    Done,
+    /// Freed already, or no block of the arena begins there.
+    Misuse,
+}
+
+/// Frees a block inside the reservation that the inline path did not take.
+#[cold]
+pub fn free_slow(addr: usize, size: usize) -> Outcome {
+    SLOT.with(|slot| {
+        // SAFETY: as in `with_heap`.
+        let heap = unsafe { &mut *slot.heap.get() };
+        if heap.owns(addr) {
+            if heap.is_counting() {
+                with_ledger(slot, |ledger| ledger.freed(addr));
+            }
+            return match heap.free(addr, size) {
+                Freed::Yes => Outcome::Done,
+                Freed::Misuse => Outcome::Misuse,
+            };
+        }
+        free_remote(addr, size)
+    })
+}
+
+/// A segment's maps for a thread that does not own it.
+fn remote_map(segment: &segment::Segment) -> LiveMap {
+    let l = &segment.layout;
+    // SAFETY: offsets inside the segment; the callers ask about live blocks only, whose bits are committed.
+    unsafe { LiveMap::new(segment.base.add(l.live).cast(), segment.base.add(l.remote).cast()) }
+}
+
+fn free_remote(addr: usize, size: usize) -> Outcome {
+    let Some(segment) = segment::of(addr) else {
+        return Outcome::Misuse;
+    };
+    let l = &segment.layout;
+    let offset = addr.wrapping_sub(segment.base.addr());
+    let (done, bytes) = if offset.wrapping_sub(l.small) < l.small_bytes && addr % GRANULE == 0 {
+        let start = offset.wrapping_sub(l.small) / GRANULE;
+        let count = granules(size);
+        (
+            remote_map(&segment).free_remote(start, start.wrapping_add(count)),
+            count.wrapping_mul(GRANULE),
+        )
+    } else if offset >= l.spans && addr % UNIT == 0 {
+        let unit = offset.wrapping_sub(l.spans) / UNIT;
+        // SAFETY: a block of that segment is live, so its head and this region's tables are committed.
+        let done = unsafe { spans::free_remote(segment.base.add(l.tables), &segment.header().span_flag, unit) };
+        (done, units(size).wrapping_mul(UNIT))
+    } else {
+        (false, 0)
+    };
+    if !done {
+        return Outcome::Misuse;
+    }
+    if !segment::is_owned(segment.index) {
+        freed_in_orphan(&segment, bytes);
+    }
+    Outcome::Done
+}
+
+/// Bytes freed in a segment without an owner before somebody gives its pages back.
+const ORPHAN_STEP: usize = 1 << 20;
+
+#[cold]
+fn freed_in_orphan(segment: &segment::Segment, bytes: usize) {
+    // SAFETY: a block of that segment was live, so its head is committed.
+    let freed = unsafe { &segment.header().orphan_freed };
+    // Relaxed: a counter that paces work; claiming orders the work itself.
+    if freed.fetch_add(bytes, Ordering::Relaxed).wrapping_add(bytes) >= ORPHAN_STEP {
+        freed.store(0, Ordering::Relaxed);
+        reclaim(segment.index, false);
+    }
+}
+
+/// Claims a segment that nobody owns, gives the pages of its free memory back, and releases it. The bytes that were
+/// resident, if asked for.
+pub fn reclaim(index: usize, count_resident: bool) -> usize {
+    let Some(orphan) = segment::claim_orphan(index) else {
+        return 0;
+    };
+    let mut heap = Heap::new();
+    // SAFETY: just claimed, and given back below.
+    unsafe { heap.attach(orphan) };
+    let given = if count_resident { heap.trim() } else { 0 };
+    heap.detach();
+    segment::give_back(index);
+    given
+}
+
+/// Gives a block inside the reservation a new size where it stands, if that can be; `None` if it must move.
+#[cold]
+pub fn resize(addr: usize, old: usize, new: usize) -> Option<()> {
+    SLOT.with(|slot| {
+        // SAFETY: as in `with_heap`.
+        let heap = unsafe { &mut *slot.heap.get() };
+        if heap.owns(addr) {
+            let done = heap.resize(addr, old, new);
+            if done && heap.is_counting() {
+                with_ledger(slot, |ledger| ledger.resized(addr, new));
+            }
+            return done.then_some(());
+        }
+        resize_remote(addr, old, new)
+    })
+}
+
+/// A thread that does not own the block keeps it where it need not grow, and frees the tail remotely.
+fn resize_remote(addr: usize, old: usize, new: usize) -> Option<()> {
+    let segment = segment::of(addr)?;
+    let l = &segment.layout;
+    let offset = addr.wrapping_sub(segment.base.addr());
+    if offset >= l.spans {
+        let unit = offset.wrapping_sub(l.spans) / UNIT;
+        // SAFETY: the caller holds the block, so the tables are committed.
+        let have = unsafe { spans::used_len_remote(segment.base.add(l.tables), unit) };
+        // The tail cannot be given up from here; keep it while that wastes less than half.
+        return (units(new) <= have && units(new) >= have / 2).then_some(());
+    }
+    let (have, want) = (granules(old), granules(new));
+    if want > have {
+        return None;
+    }
+    if want < have {
+        let start = offset.wrapping_sub(l.small) / GRANULE;
+        if !remote_map(&segment).free_remote(start.wrapping_add(want), start.wrapping_add(have)) {
+            crate::sys::die(MISUSE);
+        }
+    }
+    Some(())
+}
+
+/// What a program is told before it is aborted for a free that the maps show to be wrong.
+pub const MISUSE: &str = "stepalloc: a block was freed twice, or no block of the arena begins at the address freed\n";
+
+// ---- Scopes ----
+
+/// Opens an extent.
+#[inline(always)]
+pub fn enter() -> Ticket {
+    with_heap(Heap::enter)
+}
+
+/// Closes an extent.
+#[inline(always)]
+pub fn leave(ticket: Ticket) {
+    with_heap(|heap| heap.leave(ticket));
+}
+
+/// Suspends all scopes.
+pub fn enter_outside() -> Ticket {
+    with_heap(|heap| heap.enter_slow(Kind::Outside))
+}
+
+/// Opens a counted scope; `false` if there is nowhere to count.
+pub fn enter_counted() -> (Ticket, bool) {
+    SLOT.with(|slot| {
+        if slot.state.get() == State::Ended || ensure(slot) == Err(Reason::ThreadEnding) {
+            return (Ticket::INERT, false);
+        }
+        if slot.ledger.get().is_null() {
+            if let Some(ledger) = Ledger::open() {
+                slot.ledger.set(ledger);
+            }
+        }
+        let was_counting = with_heap(|heap| heap.is_counting());
+        let ticket = with_heap(|heap| heap.enter_slow(Kind::Counted));
+        let mut counts = false;
+        with_ledger(slot, |ledger| {
+            if !was_counting {
+                ledger.clear();
+            }
+            counts = with_heap(|heap| heap.is_open(ticket)) && ledger.begin(ticket.serial(), slot.fallbacks.get());
+        });
+        (ticket, counts)
+    })
+}
+
+/// What a counted scope saw.
+pub struct Seen {
+    /// The counts.
+    pub counts: crate::ledger::Counts,
+    /// Blocks still live, and their bytes.
+    pub escapees: (u64, u64),
+    /// Fallbacks during the scope by reason.
+    pub fallbacks: [u64; REASONS],
+    /// Page faults during the scope.
+    pub faults: Option<u64>,
+}
+
+/// Closes a counted scope and says what it saw; `None` if it was closed before, or could not count.
+pub fn leave_counted(ticket: Ticket) -> Option<Seen> {
+    SLOT.with(|slot| {
+        let open = with_heap(|heap| heap.is_open(ticket));
+        let mut seen = None;
+        if open {
+            with_ledger(slot, |ledger| {
+                let finished = ledger.finish(ticket.serial(), |addr| with_heap(|heap| heap.is_gone(addr)));
+                seen = finished.map(|(counts, escapees, escapee_bytes)| {
+                    let mut fallbacks = slot.fallbacks.get();
+                    for (now, before) in fallbacks.iter_mut().zip(counts.fallbacks) {
+                        *now = now.wrapping_sub(before);
+                    }
+                    let faults = crate::sys::thread_faults();
+                    let faults = faults.zip(counts.faults).map(|(now, before)| now.wrapping_sub(before));
+                    Seen {
+                        counts,
+                        escapees: (escapees, escapee_bytes),
+                        fallbacks,
+                        faults,
+                    }
+                });
+            });
+        }
+        leave(ticket);
+        seen
+    })
+}
+
+// ---- Questions ----
+
+/// Asks whether `request`, which allocates through the program's global allocator, comes through here.
+pub fn sees(request: impl FnOnce()) -> bool {
+    SLOT.with(|slot| {
+        // Without a hole and without being outside, every request takes the slow path.
+        let before = with_heap(|heap| {
+            let before = (heap.pos, heap.end);
+            (heap.pos, heap.end) = (1, 1);
+            before
+        });
+        slot.probe.set(Probe::Waiting);
+        request();
+        let seen = slot.probe.replace(Probe::Off) == Probe::Seen;
+        with_heap(|heap| (heap.pos, heap.end) = before);
+        seen
+    })
+}
+
+/// Fallbacks of all threads by reason.
+pub fn fallbacks() -> [u64; REASONS] {
+    let mut all = [0; REASONS];
+    for (count, total) in all.iter_mut().zip(&FALLBACKS) {
+        *count = total.load(Ordering::Relaxed);
+    }
+    all
+}
+
+/// Scopes entered: all that ended threads and slow paths have published, and this thread's.
+pub fn entered() -> u64 {
+    SLOT.with(publish_entered);
+    ENTERED.load(Ordering::Relaxed)
+}
