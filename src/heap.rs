@@ -48,7 +48,7 @@ const RUN_MIN: usize = 2;
 /// about a nanosecond, for eight granules used.
 const WALK_SHARE: i64 = 8;
 /// A look at the whole area must be paid for by allocating one in this many of its granules since the last look.
-const LOOK_SHARE: usize = 8;
+const LOOK_SHARE: usize = 32;
 /// The area grows instead of being searched again when more than two thirds of it are live.
 const DENSE: (usize, usize) = (2, 3);
 /// A hole or block of more granules is placed by the search for long blocks.

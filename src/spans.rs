@@ -491,10 +491,8 @@ impl Spans {
         let top = self.state.top;
         let free = if next < top { self.free_len(next) } else { 0 };
         let free_end = next.wrapping_add(free);
-        if end > free_end {
-            if free_end != top || self.extend(end).is_err() {
-                return None;
-            }
+        if end > free_end && (free_end != top || self.extend(end).is_err()) {
+            return None;
         }
         if free != 0 {
             self.take_free(next, free);
