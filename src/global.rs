@@ -123,6 +123,13 @@ impl<A> StepAlloc<A> {
 }
 
 impl<A: GlobalAlloc> StepAlloc<A> {
+    /// Apart, so that a backing's own frame (`System` has one for large alignments) does not become that of `alloc`.
+    #[inline(never)]
+    unsafe fn alloc_backing(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's promise.
+        unsafe { self.backing.alloc(layout) }
+    }
+
     #[cold]
     #[inline(never)]
     unsafe fn alloc_slow(&self, layout: Layout) -> *mut u8 {
@@ -229,7 +236,7 @@ impl<A: GlobalAlloc> StepAlloc<A> {
 // backing, which is a GlobalAlloc; it is freed where it was made (H7) with the layout it was made with. Alignment and
 // size are those asked or more. Nothing unwinds.
 unsafe impl<A: GlobalAlloc> GlobalAlloc for StepAlloc<A> {
-    #[inline]
+    #[inline(always)]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let (size, align) = (layout.size(), layout.align());
         let (p, outside) = thread::with_heap(|heap| (heap.bump(size, align), heap.end == 0));
@@ -238,13 +245,13 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for StepAlloc<A> {
         }
         if outside && size.wrapping_sub(1) < self.small_outside() {
             // SAFETY: the layout is the caller's; its size is not 0; below both thresholds it is not mapped.
-            return unsafe { self.backing.alloc(layout) };
+            return unsafe { self.alloc_backing(layout) };
         }
         // SAFETY: the caller's promise.
         unsafe { self.alloc_slow(layout) }
     }
 
-    #[inline]
+    #[inline(always)]
     unsafe fn dealloc(&self, p: *mut u8, layout: Layout) {
         if thread::with_heap(|heap| heap.free_short(p.addr(), layout.size())) {
             return;

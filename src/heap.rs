@@ -660,22 +660,31 @@ impl Heap {
     /// The inline half of allocation in a scope: short blocks of common alignment that fit the hole; null for all else.
     #[inline(always)]
     pub fn bump(&mut self, size: usize, align: usize) -> *mut u8 {
-        let mask = if size >= LINE_FROM { 63 } else { GRANULE - 1 };
-        let at = self.pos.wrapping_add(mask) & !mask;
-        let end = at.wrapping_add(size.wrapping_add(GRANULE - 1) & !(GRANULE - 1));
-        if end > self.end || size.wrapping_sub(1) >= SHORT_MAX || align > mask.wrapping_add(1) {
+        if size.wrapping_sub(1) >= SHORT_MAX {
             return ptr::null_mut();
         }
-        if at != self.pos {
-            // The gap is at most three granules before a line's start, so in one word. It leaves the hole (H1).
-            let first = self.pos.wrapping_sub(self.base) / GRANULE;
-            let gap = crate::layout::low_mask(first % WORD_GRANULES, at.wrapping_sub(self.pos) / GRANULE);
+        let mask = if size >= LINE_FROM { 63 } else { GRANULE - 1 };
+        let pos = self.pos;
+        let at = pos.wrapping_add(mask) & !mask;
+        let end = at.wrapping_add(size.wrapping_add(GRANULE - 1) & !(GRANULE - 1));
+        if end > self.end {
+            return ptr::null_mut();
+        }
+        if align > mask.wrapping_add(1) {
+            return ptr::null_mut();
+        }
+        self.pos = end;
+        if at != pos {
+            // The gap is at most three granules before a line's start, so in one word; it leaves the hole (H1).
+            let first = pos.wrapping_sub(self.base) / GRANULE;
+            let gap = (1u64 << (at.wrapping_sub(pos) / GRANULE & 3)).wrapping_sub(1) << (first % WORD_GRANULES);
             // SAFETY: the hole is inside the small area, whose map is committed as far as the area; owner only.
             let word = unsafe { &*self.live.add(first / WORD_GRANULES) };
             // Relaxed: only the owner writes the live map.
             word.store(word.load(Ordering::Relaxed) & !gap, Ordering::Relaxed);
         }
-        self.pos = end;
+        // SAFETY: a hole that fits a block is inside the small area, and that is not at address 0.
+        unsafe { core::hint::assert_unchecked(at != 0) };
         self.small_ptr(at)
     }
 

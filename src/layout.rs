@@ -23,8 +23,8 @@ pub const GRANULE: usize = 16;
 pub const WORD_GRANULES: usize = 64;
 /// Bytes that one word of a map stands for: 1 KiB.
 pub const WORD_BYTES: usize = GRANULE * WORD_GRANULES;
-/// The longest block whose bits are in at most two words: the inline paths stop here.
-pub const SHORT_MAX: usize = WORD_BYTES;
+/// The longest block of the inline paths, bytes: 63 granules, so that a shift makes its mask.
+pub const SHORT_MAX: usize = WORD_BYTES - GRANULE;
 /// The longest block of the small area, bytes. Longer ones get spans: from here the rounding to a unit costs at most
 /// an eighth, and first fit keeps them dense. (With 32 KiB the recorded random forest, whose live blocks are mostly of 14
 /// KiB, needs 1.32 times its live peak; with 8 KiB 1.09.)
@@ -77,17 +77,6 @@ pub const fn granules(size: usize) -> usize {
 #[inline(always)]
 pub const fn low_mask(first: usize, count: usize) -> u64 {
     (u64::MAX >> (64usize.wrapping_sub(count) & 63)) << (first & 63)
-}
-
-/// The bits of `count` granules (1 to 64) from bit `first` (0 to 63) on that reach into the next word; 0 if none do.
-#[inline(always)]
-pub const fn high_mask(first: usize, count: usize) -> u64 {
-    let end = first.wrapping_add(count);
-    if end <= 64 {
-        0
-    } else {
-        u64::MAX >> (128usize.wrapping_sub(end) & 63)
-    }
 }
 
 /// The alignment that a block in a scope gets, bytes: what was asked, 64 from [`LINE_FROM`] on, a granule at least.
@@ -199,7 +188,6 @@ mod tests {
                     bits |= 1 << bit;
                 }
                 assert_eq!(low_mask(first, count), bits as u64, "{first} {count}");
-                assert_eq!(high_mask(first, count), (bits >> 64) as u64, "{first} {count}");
             }
         }
     }

@@ -13,7 +13,7 @@
 //!
 //! This file knows granule numbers of one segment, not addresses; which granules to ask about is `heap`'s affair.
 
-use crate::layout::{high_mask, low_mask, WORD_GRANULES};
+use crate::layout::{low_mask, WORD_GRANULES};
 use crate::sync::{AtomicU64, Ordering};
 
 /// The two maps of a segment.
@@ -188,7 +188,7 @@ impl LiveMap {
     }
 }
 
-/// Clears the bits of a short block (at most 64 granules) in the owner's live map; `false` for a double free.
+/// Clears the bits of a short block (at most 63 granules) in the owner's live map; `false` for a double free.
 ///
 /// # Safety
 /// `live` is the owner's live map, committed for these granules, and the caller is the owner.
@@ -196,7 +196,8 @@ impl LiveMap {
 #[must_use]
 pub unsafe fn clear_short(live: *const AtomicU64, granule: usize, count: usize) -> bool {
     let (word, bit) = (granule / WORD_GRANULES, granule % WORD_GRANULES);
-    let (low, high) = (low_mask(bit, count), high_mask(bit, count));
+    // With at most 63 granules one shift makes the mask, and the part in the next word is made only where there is one.
+    let low = (1u64 << (count & 63)).wrapping_sub(1) << bit;
     // SAFETY: by the caller's promise.
     let first = unsafe { &*live.add(word) };
     // Relaxed: only the owner writes the live map.
@@ -205,7 +206,9 @@ pub unsafe fn clear_short(live: *const AtomicU64, granule: usize, count: usize) 
         return false;
     }
     first.store(bits & !low, Ordering::Relaxed);
-    if high != 0 {
+    let past = bit.wrapping_add(count);
+    if past > WORD_GRANULES {
+        let high = (1u64 << (past & 63)).wrapping_sub(1);
         // SAFETY: the block reaches into this word, so it is committed too.
         let second = unsafe { &*live.add(word.wrapping_add(1)) };
         let bits = second.load(Ordering::Relaxed);
@@ -262,7 +265,7 @@ mod tests {
     #[test]
     fn short_clears_agree_with_long_ones() {
         for start in 0..128 {
-            for count in 1..=64 {
+            for count in 1..=63 {
                 let maps = Maps::new(4);
                 maps.map().set(0, 256);
                 // SAFETY: the map holds 256 granules and this thread owns it.
