@@ -26,10 +26,10 @@
 
 use crate::align::{align_down, align_up};
 use crate::layout::{
-    granules, scope_align, units, SegmentLayout, CHUNK_GRANULES, GRANULE, HOLE_MAX, LINE_FROM, SHORT_MAX,
-    SMALL_ALIGN_MAX, SMALL_MAX, UNIT, WORD_GRANULES,
+    granules, last_byte, line_mask, scope_align, units, SegmentLayout, CHUNK_GRANULES, GRANULE, HOLE_MAX, SHORT_MAX,
+    SMALL_ALIGN_MAX, SMALL_MAX, UNIT, WORD_BYTES, WORD_GRANULES,
 };
-use crate::live_map::{clear_short, LiveMap};
+use crate::live_map::{by_address, clear_short, LiveMap};
 use crate::marks::Marks;
 use crate::segment::{Segment, SmallState};
 use crate::spans::{Refused, Spans, COMMIT_FIRST, COMMIT_MOST};
@@ -135,7 +135,7 @@ pub struct Heap {
     pub base: usize,
     /// Bytes of the small area; 0 without a segment or while counting.
     pub len: usize,
-    /// The live map.
+    /// The live map, by address.
     pub live: *const AtomicU64,
     /// Not 0: entering and leaving take the slow path (a scope counts, or the thread is ending).
     special: u32,
@@ -254,7 +254,7 @@ impl Heap {
         self.looked_at = self.taken;
         self.hole_start = 1;
         self.segment = Some(segment);
-        self.live = self.map.live_words();
+        self.live = by_address(&self.map, self.small_base.addr());
         self.show();
         (self.pos, self.end) = (1, 1);
         self.base = self.small_base.addr();
@@ -660,13 +660,14 @@ impl Heap {
     /// The inline half of allocation in a scope: short blocks of common alignment that fit the hole; null for all else.
     #[inline(always)]
     pub fn bump(&mut self, size: usize, align: usize) -> *mut u8 {
-        if size.wrapping_sub(1) >= SHORT_MAX {
+        let less_one = size.wrapping_sub(1);
+        if less_one >= SHORT_MAX {
             return ptr::null_mut();
         }
-        let mask = if size >= LINE_FROM { 63 } else { GRANULE - 1 };
+        let mask = line_mask(less_one);
         let pos = self.pos;
         let at = pos.wrapping_add(mask) & !mask;
-        let end = at.wrapping_add(size.wrapping_add(GRANULE - 1) & !(GRANULE - 1));
+        let end = at.wrapping_add(less_one | mask).wrapping_add(1);
         if end > self.end {
             return ptr::null_mut();
         }
@@ -676,10 +677,12 @@ impl Heap {
         self.pos = end;
         if at != pos {
             // The gap is at most three granules before a line's start, so in one word; it leaves the hole (H1).
-            let first = pos.wrapping_sub(self.base) / GRANULE;
-            let gap = (1u64 << (at.wrapping_sub(pos) / GRANULE & 3)).wrapping_sub(1) << (first % WORD_GRANULES);
+            let gap = 1u64
+                .wrapping_shl((at.wrapping_sub(pos) / GRANULE) as u32)
+                .wrapping_sub(1);
+            let gap = gap.wrapping_shl((pos / GRANULE) as u32);
             // SAFETY: the hole is inside the small area, whose map is committed as far as the area; owner only.
-            let word = unsafe { &*self.live.add(first / WORD_GRANULES) };
+            let word = unsafe { &*self.live.wrapping_add(pos / WORD_BYTES) };
             // Relaxed: only the owner writes the live map.
             word.store(word.load(Ordering::Relaxed) & !gap, Ordering::Relaxed);
         }
@@ -691,21 +694,24 @@ impl Heap {
     /// The inline half of freeing: short blocks of this heap; `false` for all else.
     #[inline(always)]
     pub fn free_short(&mut self, addr: usize, size: usize) -> bool {
-        let bytes = size.wrapping_add(GRANULE - 1) & !(GRANULE - 1);
-        if addr.wrapping_add(bytes) == self.pos && size != 0 {
+        let less_one = size.wrapping_sub(1);
+        if less_one >= SHORT_MAX {
+            return false;
+        }
+        let last = addr.wrapping_add(last_byte(less_one));
+        if last.wrapping_add(1) == self.pos {
             self.pos = addr; // H4: its bits now stand for the hole
             return true;
         }
-        let offset = addr.wrapping_sub(self.base);
+        if addr.wrapping_sub(self.base) >= self.len {
+            return false;
+        }
         // In the hole there is no block: a second free of the last one would clear bits that stand for the hole.
-        if offset >= self.len
-            || size.wrapping_sub(1) >= SHORT_MAX
-            || addr.wrapping_sub(self.pos) < self.end.wrapping_sub(self.pos)
-        {
+        if addr >= self.pos && addr < self.end {
             return false;
         }
         // SAFETY: the block is in this heap's small area, so its bits are committed, and the caller is the owner.
-        unsafe { clear_short(self.live, offset / GRANULE, bytes / GRANULE) }
+        unsafe { clear_short(self.live, addr, last) }
     }
 
     /// Allocates `size` bytes (0 counts as 1) in the arena; why not, where it cannot.

@@ -23,8 +23,8 @@ pub const GRANULE: usize = 16;
 pub const WORD_GRANULES: usize = 64;
 /// Bytes that one word of a map stands for: 1 KiB.
 pub const WORD_BYTES: usize = GRANULE * WORD_GRANULES;
-/// The longest block of the inline paths, bytes: 63 granules, so that a shift makes its mask.
-pub const SHORT_MAX: usize = WORD_BYTES - GRANULE;
+/// The longest block whose bits are in at most two words, bytes: the inline paths stop here.
+pub const SHORT_MAX: usize = WORD_BYTES;
 /// The longest block of the small area, bytes. Longer ones get spans: from here the rounding to a unit costs at most
 /// an eighth, and first fit keeps them dense. (With 32 KiB the recorded random forest, whose live blocks are mostly of 14
 /// KiB, needs 1.32 times its live peak; with 8 KiB 1.09.)
@@ -67,10 +67,27 @@ pub const fn units(size: usize) -> usize {
     max(align_up(size, UNIT) / UNIT, 1)
 }
 
-/// The granules of a block of `size` bytes; size 0 counts as 1.
+/// One less than the bytes that a block of the small area occupies, from one less than its size: whole granules, and whole
+/// cache lines from [`LINE_FROM`] on, so that the next such block needs no gap before it.
+#[inline(always)]
+pub const fn last_byte(size_less_one: usize) -> usize {
+    size_less_one | line_mask(size_less_one)
+}
+
+/// One less than the alignment that the size alone asks for in the small area.
+#[inline(always)]
+pub const fn line_mask(size_less_one: usize) -> usize {
+    if size_less_one >= LINE_FROM - 1 {
+        CACHE_LINE - 1
+    } else {
+        GRANULE - 1
+    }
+}
+
+/// The granules that a block of `size` bytes occupies; size 0 counts as 1.
 #[inline(always)]
 pub const fn granules(size: usize) -> usize {
-    align_up(max(size, 1), GRANULE) / GRANULE
+    last_byte(max(size, 1).wrapping_sub(1)).wrapping_add(1) / GRANULE
 }
 
 /// The bits of `count` granules (1 to 64) from bit `first` on that fall into the first word.
@@ -82,7 +99,7 @@ pub const fn low_mask(first: usize, count: usize) -> u64 {
 /// The alignment that a block in a scope gets, bytes: what was asked, 64 from [`LINE_FROM`] on, a granule at least.
 #[inline(always)]
 pub const fn scope_align(size: usize, align: usize) -> usize {
-    max(align, if size >= LINE_FROM { CACHE_LINE } else { GRANULE })
+    max(align, line_mask(max(size, 1).wrapping_sub(1)).wrapping_add(1))
 }
 
 /// Offsets and lengths of a segment's parts, bytes unless named otherwise.
@@ -195,7 +212,8 @@ mod tests {
     #[test]
     fn sizes_become_granules_and_units() {
         for size in 0..5_000 {
-            assert_eq!(granules(size), size.max(1).div_ceil(GRANULE));
+            let line = if size >= 64 { 64 } else { 16 };
+            assert_eq!(granules(size), size.max(1).next_multiple_of(line) / GRANULE);
             assert_eq!(units(size), size.max(1).div_ceil(UNIT));
         }
     }

@@ -13,7 +13,7 @@
 //!
 //! This file knows granule numbers of one segment, not addresses; which granules to ask about is `heap`'s affair.
 
-use crate::layout::{low_mask, WORD_GRANULES};
+use crate::layout::{low_mask, GRANULE, WORD_BYTES, WORD_GRANULES};
 use crate::sync::{AtomicU64, Ordering};
 
 /// The two maps of a segment.
@@ -36,12 +36,6 @@ impl LiveMap {
     /// Both are committed, and stay so, for every granule that any method is asked about; else a stray write follows.
     pub const unsafe fn new(live: *const AtomicU64, remote: *const AtomicU64) -> LiveMap {
         LiveMap { live, remote }
-    }
-
-    /// The live map's first word, for the inline paths.
-    #[inline(always)]
-    pub fn live_words(&self) -> *const AtomicU64 {
-        self.live
     }
 
     #[inline(always)]
@@ -188,34 +182,43 @@ impl LiveMap {
     }
 }
 
-/// Clears the bits of a short block (at most 63 granules) in the owner's live map; `false` for a double free.
+/// The live map of a small area at `base`, moved so that an address of the area, divided by a word's bytes, is the index
+/// of its word.
+pub fn by_address(map: &LiveMap, base: usize) -> *const AtomicU64 {
+    map.live.wrapping_sub(base / WORD_BYTES)
+}
+
+/// Clears the bits of a short block, from its first to its last byte (at most 1 KiB), in the owner's live map; `false` for
+/// a double free.
 ///
 /// # Safety
-/// `live` is the owner's live map, committed for these granules, and the caller is the owner.
+/// `live` is `by_address` of the owner's live map, committed for these addresses, and the caller is the owner.
 #[inline(always)]
 #[must_use]
-pub unsafe fn clear_short(live: *const AtomicU64, granule: usize, count: usize) -> bool {
-    let (word, bit) = (granule / WORD_GRANULES, granule % WORD_GRANULES);
-    // With at most 63 granules one shift makes the mask, and the part in the next word is made only where there is one.
-    let low = (1u64 << (count & 63)).wrapping_sub(1) << bit;
+pub unsafe fn clear_short(live: *const AtomicU64, first: usize, last: usize) -> bool {
+    // Two less one bit for each granule but the first: right for 64 granules too. Shifts take their count modulo 64.
+    let others = (last.wrapping_sub(first) / GRANULE) as u32;
+    let low = 2u64
+        .wrapping_shl(others)
+        .wrapping_sub(1)
+        .wrapping_shl((first / GRANULE) as u32);
     // SAFETY: by the caller's promise.
-    let first = unsafe { &*live.add(word) };
+    let word = unsafe { &*live.wrapping_add(first / WORD_BYTES) };
     // Relaxed: only the owner writes the live map.
-    let bits = first.load(Ordering::Relaxed);
+    let bits = word.load(Ordering::Relaxed);
     if bits & low != low {
         return false;
     }
-    first.store(bits & !low, Ordering::Relaxed);
-    let past = bit.wrapping_add(count);
-    if past > WORD_GRANULES {
-        let high = (1u64 << (past & 63)).wrapping_sub(1);
+    word.store(bits & !low, Ordering::Relaxed);
+    if (first ^ last) >= WORD_BYTES {
+        let high = 2u64.wrapping_shl((last / GRANULE) as u32).wrapping_sub(1);
         // SAFETY: the block reaches into this word, so it is committed too.
-        let second = unsafe { &*live.add(word.wrapping_add(1)) };
-        let bits = second.load(Ordering::Relaxed);
+        let word = unsafe { &*live.wrapping_add(last / WORD_BYTES) };
+        let bits = word.load(Ordering::Relaxed);
         if bits & high != high {
             return false;
         }
-        second.store(bits & !high, Ordering::Relaxed);
+        word.store(bits & !high, Ordering::Relaxed);
     }
     true
 }
@@ -264,16 +267,19 @@ mod tests {
 
     #[test]
     fn short_clears_agree_with_long_ones() {
+        let base = 7 << 20;
         for start in 0..128 {
-            for count in 1..=63 {
+            for count in 1..=64 {
                 let maps = Maps::new(4);
                 maps.map().set(0, 256);
+                let live = by_address(&maps.map(), base);
+                let (first, last) = (base + start * GRANULE, base + (start + count) * GRANULE - 1);
                 // SAFETY: the map holds 256 granules and this thread owns it.
-                assert!(unsafe { clear_short(maps.map().live_words(), start, count) });
+                assert!(unsafe { clear_short(live, first, last) });
                 let expected: Vec<bool> = (0..256).map(|g| !(start..start + count).contains(&g)).collect();
                 assert_eq!(maps.bits(), expected);
                 // SAFETY: as above.
-                assert!(!unsafe { clear_short(maps.map().live_words(), start, count) });
+                assert!(!unsafe { clear_short(live, first, last) });
             }
         }
     }
