@@ -125,6 +125,7 @@ impl Ticket {
     }
 }
 
+#[repr(C)]
 /// The arena of one thread; see the file's head for what the first five fields may hold.
 pub struct Heap {
     /// Address of the next granule of the hole; 0 outside scopes, 1 without a hole.

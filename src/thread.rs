@@ -64,6 +64,7 @@ enum State {
     Ended,
 }
 
+#[repr(C)]
 struct Slot {
     heap: UnsafeCell<Heap>,
     state: Cell<State>,
