@@ -1,7 +1,9 @@
 //! A whole training run in this process, under the allocator that the binary has installed.
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{ensure, Context, Result};
@@ -43,7 +45,7 @@ pub struct Training {
 
 impl Training {
     /// The arguments that tell another process the same.
-    pub fn to_args(&self) -> Vec<std::ffi::OsString> {
+    pub fn to_args(&self) -> Vec<OsString> {
         let numbers = [
             ("--epochs", u64::from(self.epochs)),
             ("--batch", u64::from(self.batch)),
@@ -55,7 +57,9 @@ impl Training {
             .flat_map(|(flag, n)| [(*flag).into(), n.to_string().into()])
             .collect();
         if let Some(path) = &self.data {
-            args.extend(["--data".into(), path.into()]);
+            let mut flag = OsString::from("--data=");
+            flag.push(path);
+            args.push(flag);
         }
         args
     }
@@ -91,17 +95,23 @@ struct WorkerArgs {
     scopes: bool,
 }
 
-/// The `main` of a worker: trains as the command line says and prints [`Message`]s.
-///
-/// # Errors
-///
-/// Bad data, a model that cannot be trained, or nobody who reads.
-pub fn run() -> Result<()> {
+/// The `main` of a worker: trains as the command line says and prints [`Message`]s; errors go to standard error.
+pub fn main() -> ExitCode {
     let WorkerArgs { training, scopes } = WorkerArgs::parse();
+    match run(&training, scopes) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(training: &Training, scopes: bool) -> Result<()> {
     let digits = Digits::load(training.data.as_deref())?;
     // candle runs this on a thread of its own pool, so that matrix products need no hand-over to one. A scope out
-    // here would belong to the main thread and see nothing; the scopes are opened inside, around each step.
-    let outcome = Device::Cpu.with_context(|| train(&training, &digits, scopes))?;
+    // here would belong to the main thread and see nothing: the scopes are opened inside, around each step.
+    let outcome = Device::Cpu.with_context(|| train(training, &digits, scopes))?;
     tell(&Message::Done(outcome))
 }
 

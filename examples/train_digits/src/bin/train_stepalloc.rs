@@ -5,6 +5,6 @@ use stepalloc::StepAlloc;
 #[global_allocator]
 static GLOBAL: StepAlloc = StepAlloc::new();
 
-fn main() -> anyhow::Result<()> {
-    train_digits::worker::run()
+fn main() -> std::process::ExitCode {
+    train_digits::worker::main()
 }

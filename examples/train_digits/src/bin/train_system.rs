@@ -5,6 +5,6 @@ use std::alloc::System;
 #[global_allocator]
 static GLOBAL: System = System;
 
-fn main() -> anyhow::Result<()> {
-    train_digits::worker::run()
+fn main() -> std::process::ExitCode {
+    train_digits::worker::main()
 }
