@@ -143,23 +143,22 @@ pub fn verdict(runs: &Runs) -> Vec<String> {
                     expected.loss_bits.len()
                 ));
             }
-            if run.accuracy.is_nan() || run.accuracy < ACCURACY_AT_LEAST {
-                faults.push(format!(
-                    "{name}: {}, below {}",
-                    percent(run.accuracy),
-                    percent(ACCURACY_AT_LEAST)
-                ));
-            }
-            if run
-                .first_step
-                .iter()
-                .chain(&run.counted_steps)
-                .any(|step| !step.installed)
-            {
-                faults.push(format!(
-                    "{name}: stepalloc is not the worker's allocator, so its scopes saw nothing"
-                ));
-            }
+        }
+        if let Some(run) = runs
+            .iter()
+            .find(|run| run.accuracy.is_nan() || run.accuracy < ACCURACY_AT_LEAST)
+        {
+            let (accuracy, least) = (percent(run.accuracy), percent(ACCURACY_AT_LEAST));
+            faults.push(format!("{}: accuracy {accuracy}, below {least}", variant.name));
+        }
+        let mut seen = runs
+            .iter()
+            .flat_map(|run| run.first_step.iter().chain(&run.counted_steps));
+        if seen.any(|step| !step.installed) {
+            faults.push(format!(
+                "{}: stepalloc is not its allocator, so the scopes saw nothing",
+                variant.name
+            ));
         }
     }
     faults

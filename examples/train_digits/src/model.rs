@@ -4,7 +4,7 @@
 //!
 //! What a step allocates, and what of it stays, in candle 0.11 on the CPU: every operation makes its result, and
 //! every matrix product its packing buffer, with `Vec` on the thread that calls it; other threads only fill in parts
-//! of a product. At the default size that is some 1,700 blocks and 31 MiB a step, two thirds of it in 20 blocks of
+//! of a product. At the default size that is some 1,200 blocks and 31 MiB a step, two thirds of it in 20 blocks of
 //! 1 MiB, the temporaries of AdamW for the middle layer. Parameters and AdamW's moments are made once, before the first
 //! step, and `Var::set` copies new values into them, so they are no escapees. What stays is what gemm and rayon make
 //! once, in the first step that a thread takes part in: a buffer as large as the second-level cache, and queues.
