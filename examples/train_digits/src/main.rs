@@ -57,6 +57,9 @@ fn run(
     let (train, held_out) = digits.split(&mut rand_chacha::ChaCha8Rng::seed_from_u64(training.seed))?;
     let steps = training.steps(train.len())?;
     let workers = find_workers()?;
+    if cfg!(debug_assertions) {
+        eprintln!("built without --release: slow, and the times say nothing");
+    }
     println!(
         "{} digits to train on, {} held out; 64-{h}-{h}-10, {steps} steps of {} digits a run",
         train.len(),
