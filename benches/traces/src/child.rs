@@ -1,4 +1,4 @@
-//! What a child does: `on-… TRACE PURPOSE SCOPES THREADS [PLAN]`, as the driver calls it. One figure a line to standard
+//! What a child does: `replay-on-… TRACE PURPOSE SCOPES THREADS [PLAN]`, as the driver calls it. One figure a line to standard
 //! output. Arguments are read by hand: a parser of command lines would leave its own blocks in the heap under test.
 use std::path::Path;
 

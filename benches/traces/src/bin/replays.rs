@@ -14,13 +14,13 @@ use stepalloc_traces::trace::Trace;
 
 /// Column, binary, scopes, and whether it follows a plan.
 const WAYS: [(&str, &str, &str, bool); 7] = [
-    ("System", "on-system", "none", false),
-    ("mimalloc", "on-mimalloc", "none", false),
-    ("jemalloc", "on-jemalloc", "none", false),
-    ("snmalloc", "on-snmalloc", "none", false),
-    ("stepalloc", "on-stepalloc", "step", false),
-    ("stepalloc-outside", "on-stepalloc", "none", false),
-    ("plan", "on-system", "none", true),
+    ("System", "replay-on-system", "none", false),
+    ("mimalloc", "replay-on-mimalloc", "none", false),
+    ("jemalloc", "replay-on-jemalloc", "none", false),
+    ("snmalloc", "replay-on-snmalloc", "none", false),
+    ("stepalloc", "replay-on-stepalloc", "step", false),
+    ("stepalloc-outside", "replay-on-stepalloc", "none", false),
+    ("plan", "replay-on-system", "none", true),
 ];
 
 /// Recorded allocations replayed under several allocators.
