@@ -22,6 +22,9 @@ pub struct Cell {
 pub struct Figures {
     values: BTreeMap<(String, String, String), BTreeMap<usize, f64>>,
     pub failures: Vec<String>,
+    /// Take the least of the rounds where else the median is taken. The least is steadier where other work slows some
+    /// rounds, and says nothing of how an allocator fares in slow ones.
+    pub take_least: bool,
 }
 
 impl Figures {
@@ -32,11 +35,18 @@ impl Figures {
 
     /// The median over the rounds.
     pub fn median(&self, row: &str, name: &str, column: &str) -> Option<f64> {
-        crate::sample::median(self.rounds(row, name, column)?.values().copied())
+        let values = self.rounds(row, name, column)?.values().copied();
+        if self.take_least {
+            return values.min_by(f64::total_cmp);
+        }
+        crate::sample::median(values)
     }
 
     /// The median over the rounds of `column`'s figure to `base`'s of the same round.
     pub fn ratio(&self, row: &str, name: &str, column: &str, base: &str) -> Option<f64> {
+        if self.take_least {
+            return Some(self.median(row, name, column)? / self.median(row, name, base)?);
+        }
         let base = self.rounds(row, name, base)?;
         let own = self.rounds(row, name, column)?;
         crate::sample::median(own.iter().filter_map(|(round, value)| Some(value / base.get(round)?)))
@@ -47,6 +57,17 @@ impl Figures {
         let rows = self.values.iter().filter(|((r, n, _), _)| r == row && n == name);
         rows.filter_map(|(_, rounds)| crate::sample::spread(&rounds.values().copied().collect::<Vec<_>>()))
             .max_by(f64::total_cmp)
+    }
+
+    /// Every value, as lines of comma-separated row, figure, column, round and value.
+    pub fn to_csv(&self) -> String {
+        let mut lines = String::from("row,figure,column,round,value\n");
+        for ((row, name, column), rounds) in &self.values {
+            for (round, value) in rounds {
+                lines.push_str(&format!("{row},{name},{column},{round},{value}\n"));
+            }
+        }
+        lines
     }
 
     /// The names of the row's figures.
