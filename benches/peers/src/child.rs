@@ -1,4 +1,4 @@
-//! What a child does: `on-… WORKLOAD plain|scope|kept full|quick`, as the driver calls it. One figure a line to standard
+//! What a child does: `on-… WORKLOAD plain|scope|bump|kept full|quick`, as the driver calls it. One figure a line to standard
 //! output. Arguments are read by hand: a parser of command lines would leave its own blocks in the heap under test.
 use crate::run::{Run, Way};
 use crate::workloads::WORKLOADS;
@@ -14,11 +14,12 @@ pub fn main() {
 fn run() -> Result<(), String> {
     let arguments: Vec<String> = std::env::args().collect();
     let [_, name, way, length] = arguments.as_slice() else {
-        return Err("usage: WORKLOAD plain|scope|kept full|quick".into());
+        return Err("usage: WORKLOAD plain|scope|bump|kept full|quick".into());
     };
     let way = match way.as_str() {
         "plain" => Way::Plain,
         "scope" => Way::Scope,
+        "bump" => Way::Bump,
         "kept" => Way::Kept,
         other => return Err(format!("unknown way {other}")),
     };

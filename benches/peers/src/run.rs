@@ -11,6 +11,8 @@ pub enum Way {
     Plain,
     /// Each step in an arena scope.
     Scope,
+    /// Each step on a bare bump allocator, rewound at its end.
+    Bump,
     /// No allocation in a step: its buffers are kept by hand. Only the tensor steps know this.
     Kept,
 }
@@ -39,6 +41,7 @@ impl Run {
     pub fn step<R>(&self, f: impl FnOnce() -> R) -> R {
         match self.way {
             Way::Scope => stepalloc::arena_scope(f),
+            Way::Bump => bump::step(f),
             Way::Plain | Way::Kept => f(),
         }
     }
@@ -96,6 +99,54 @@ impl Run {
     pub fn level(&self) -> u64 {
         process::populate_code();
         self.resident.now()
+    }
+}
+
+/// The bare bump allocator: one thread, no counts, no reuse.
+pub mod bump {
+    use std::alloc::Layout;
+    use std::cell::{Cell, OnceCell};
+
+    use stepalloc_measure::mapped::Mapped;
+
+    const BYTES: usize = 64 << 20;
+
+    thread_local! {
+        static POSITION: Cell<usize> = const { Cell::new(0) };
+        /// 0 outside steps, so that one compare sends a request elsewhere.
+        static END: Cell<usize> = const { Cell::new(0) };
+        static START: Cell<usize> = const { Cell::new(0) };
+        static MEMORY: OnceCell<Mapped<u8>> = const { OnceCell::new() };
+    }
+
+    /// A block of this step, if there is one and it has room.
+    #[inline]
+    pub fn alloc(layout: Layout) -> Option<*mut u8> {
+        let mask = layout.align().max(16) - 1;
+        let start = (POSITION.get() + mask) & !mask;
+        let end = start + layout.size();
+        (end <= END.get()).then(|| {
+            POSITION.set(end);
+            start as *mut u8
+        })
+    }
+
+    /// Whether the block was made in a step.
+    #[inline]
+    pub fn contains(place: *mut u8) -> bool {
+        (place as usize).wrapping_sub(START.get()) < BYTES
+    }
+
+    /// Runs `f` as a step; all its blocks end with it.
+    pub fn step<R>(f: impl FnOnce() -> R) -> R {
+        if START.get() == 0 {
+            START.set(MEMORY.with(|memory| memory.get_or_init(|| Mapped::new(BYTES, 0)).as_ptr() as usize));
+        }
+        POSITION.set(START.get());
+        END.set(START.get() + BYTES);
+        let result = f();
+        END.set(0);
+        result
     }
 }
 

@@ -26,7 +26,7 @@ const fn column(name: &'static str, binary: &'static str, way: &'static str, is_
     }
 }
 
-const COLUMNS: [Column; 10] = [
+const COLUMNS: [Column; 11] = [
     column("System", "on-system", "plain", true),
     column("mimalloc", "on-mimalloc", "plain", true),
     column("jemalloc", "on-jemalloc", "plain", true),
@@ -36,6 +36,7 @@ const COLUMNS: [Column; 10] = [
     column("stepalloc-outside", "on-stepalloc", "plain", false),
     column("stepalloc-mimalloc", "on-stepalloc-mimalloc", "scope", false),
     column("stepalloc-mimalloc-outside", "on-stepalloc-mimalloc", "plain", false),
+    column("bump", "on-bump", "bump", false),
     column("kept", "on-system", "kept", false),
 ];
 
@@ -150,7 +151,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let mut cells = Vec::new();
     for row in &rows {
-        for column in columns.iter().filter(|column| column.way != "kept" || row.keeps) {
+        for column in columns.iter().filter(|column| can_run(column, row)) {
             let length = if options.quick { "quick" } else { "full" };
             cells.push(Cell {
                 row: row.name.into(),
@@ -189,6 +190,15 @@ fn list() {
         table.row([row.name, row.what]);
     }
     println!("{table}\ncolumns: {}", COLUMNS.map(|column| column.name).join(", "));
+}
+
+/// Whether the column has a way to run the row.
+fn can_run(column: &Column, row: &Workload) -> bool {
+    match column.way {
+        "kept" => row.keeps,
+        "bump" => row.bumps,
+        _ => true,
+    }
 }
 
 /// Whether `name` begins with `part`; `part` may end in `*`.

@@ -14,6 +14,8 @@ pub struct Workload {
     pub run: fn(&Run),
     /// Whether it can run with buffers kept by hand.
     pub keeps: bool,
+    /// Whether all blocks of a step end with it, so that a bare bump allocator can serve it.
+    pub bumps: bool,
 }
 
 const fn row(name: &'static str, what: &'static str, run: fn(&Run)) -> Workload {
@@ -22,66 +24,72 @@ const fn row(name: &'static str, what: &'static str, run: fn(&Run)) -> Workload 
         what,
         run,
         keeps: false,
+        bumps: false,
     }
 }
 
 const fn kept_row(name: &'static str, what: &'static str, run: fn(&Run)) -> Workload {
     Workload {
-        name,
-        what,
-        run,
         keeps: true,
+        ..row(name, what, run)
+    }
+}
+
+const fn bump_row(name: &'static str, what: &'static str, run: fn(&Run)) -> Workload {
+    Workload {
+        bumps: true,
+        ..row(name, what, run)
     }
 }
 
 /// All rows, in the order of the tables.
 pub const WORKLOADS: &[Workload] = &[
-    row("pair-16", "allocate and free one block of 16 B", small::pair::<16, 8>),
-    row("pair-32", "of 32 B", small::pair::<32, 8>),
-    row("pair-64", "of 64 B", small::pair::<64, 8>),
-    row("pair-128", "of 128 B", small::pair::<128, 8>),
-    row("pair-256", "of 256 B", small::pair::<256, 8>),
-    row("pair-512", "of 512 B", small::pair::<512, 8>),
-    row("pair-1024", "of 1,024 B", small::pair::<1024, 8>),
-    row("aligned-pair-256", "of 256 B at alignment 64", small::pair::<256, 64>),
-    row(
+    bump_row("pair-16", "allocate and free one block of 16 B", small::pair::<16, 8>),
+    bump_row("pair-32", "of 32 B", small::pair::<32, 8>),
+    bump_row("pair-64", "of 64 B", small::pair::<64, 8>),
+    bump_row("pair-128", "of 128 B", small::pair::<128, 8>),
+    bump_row("pair-256", "of 256 B", small::pair::<256, 8>),
+    bump_row("pair-512", "of 512 B", small::pair::<512, 8>),
+    bump_row("pair-1024", "of 1,024 B", small::pair::<1024, 8>),
+    bump_row("aligned-pair-256", "of 256 B at alignment 64", small::pair::<256, 64>),
+    bump_row(
         "batch-1000-in-order",
         "1,000 mixed small blocks, freed in the order of making",
         small::batch_in_order::<1000>,
     ),
-    row(
+    bump_row(
         "batch-1000-against",
         "1,000, freed last first",
         small::batch_against::<1000>,
     ),
-    row(
+    bump_row(
         "batch-1000-random",
         "1,000, freed at random",
         small::batch_random::<1000>,
     ),
-    row(
+    bump_row(
         "batch-100000-in-order",
         "100,000, freed in the order of making",
         small::batch_in_order::<100_000>,
     ),
-    row(
+    bump_row(
         "batch-100000-against",
         "100,000, freed last first",
         small::batch_against::<100_000>,
     ),
-    row(
+    bump_row(
         "batch-100000-random",
         "100,000, freed at random",
         small::batch_random::<100_000>,
     ),
-    row(
+    bump_row(
         "rc-graph",
         "a graph of Rc nodes built, walked backwards and dropped, as autograd does; a node",
         small::rc_graph,
     ),
-    row("json", "JSON documents parsed and dropped; a byte of text", small::json),
-    row("collections", "String, HashMap, BTreeMap; an entry", small::collections),
-    row("grow-small", "a Vec pushed to 4 KiB; a push", small::grow_small),
+    bump_row("json", "JSON documents parsed and dropped; a byte of text", small::json),
+    bump_row("collections", "String, HashMap, BTreeMap; an entry", small::collections),
+    bump_row("grow-small", "a Vec pushed to 4 KiB; a push", small::grow_small),
     row(
         "enter-leave",
         "an empty scope; for those without scopes a pair of 32 B",
@@ -92,7 +100,7 @@ pub const WORKLOADS: &[Workload] = &[
         "the same inside eight scopes",
         small::enter_leave_deep,
     ),
-    row(
+    bump_row(
         "escape-0",
         "1,000 blocks a step, none kept until the next; a block",
         small::escape::<0>,

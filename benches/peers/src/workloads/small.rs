@@ -68,7 +68,7 @@ pub fn enter_leave_deep(run: &Run) {
     }
     match run.way {
         Way::Scope => nest(8, &mut || enter_leave(run)),
-        Way::Plain | Way::Kept => enter_leave(run),
+        Way::Plain | Way::Bump | Way::Kept => enter_leave(run),
     }
 }
 

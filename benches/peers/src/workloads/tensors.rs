@@ -1,6 +1,7 @@
 //! Large buffers: time of a step, page faults from the second step on, peak resident memory.
 use std::hint::black_box;
 
+use stepalloc_measure::mapped::Mapped;
 use stepalloc_measure::{process, sample};
 
 use crate::run::{mib_above, Run, Way};
@@ -25,7 +26,7 @@ impl Buffers<'_> {
         self.peak_live_bytes = self.peak_live_bytes.max(self.live_bytes);
         match self.run.way {
             Way::Kept => std::mem::take(&mut self.kept[role]),
-            Way::Plain | Way::Scope => Vec::with_capacity(bytes / size_of::<f32>()),
+            Way::Plain | Way::Scope | Way::Bump => Vec::with_capacity(bytes / size_of::<f32>()),
         }
     }
 
@@ -127,17 +128,17 @@ fn steps(run: &Run, sizes: &[usize], count: usize) {
             .map(|bytes| Vec::with_capacity(bytes / size_of::<f32>()))
             .collect();
     }
-    let (mut times, mut faults, mut result) = (Vec::with_capacity(count), 0, None);
+    let (mut times, mut faults, mut result) = (Mapped::new(count - 1, 0.0), 0, None);
     for index in 0..count {
         let (clock, faults_before) = (process::cpu_ns(), process::minor_faults());
         let value = run.step(|| step(&mut buffers, sizes, black_box(&input)));
         if index > 0 {
-            times.push((process::cpu_ns() - clock) as f64 / 1e6);
+            times[index - 1] = (process::cpu_ns() - clock) as f64 / 1e6;
             faults += process::minor_faults() - faults_before;
         }
         assert!(value.is_finite() && *result.get_or_insert(value) == value && buffers.live_bytes == 0);
     }
-    run.figure("ms", sample::median(times).unwrap_or(f64::NAN));
+    run.figure("ms", sample::median(times.iter().copied()).unwrap_or(f64::NAN));
     run.figure("faults", faults as f64 / (count - 1) as f64);
     let peak = mib_above(buffers.peak_resident_bytes, level);
     run.figure("peak_mib", peak);
@@ -162,7 +163,7 @@ pub fn large(run: &Run) {
 /// Times `f` as a step; the first apart.
 fn repeat(run: &Run, count: usize, mut f: impl FnMut()) {
     let level = run.level();
-    let (mut times, mut faults, mut peak) = (Vec::with_capacity(count), 0, 0.0_f64);
+    let (mut times, mut faults, mut peak) = (Mapped::new(count - 1, 0.0), 0, 0.0_f64);
     for index in 0..count {
         let (clock, faults_before) = (process::cpu_ns(), process::minor_faults());
         f();
@@ -171,11 +172,11 @@ fn repeat(run: &Run, count: usize, mut f: impl FnMut()) {
         if index == 0 {
             run.figure("first_ms", ms);
         } else {
-            times.push(ms);
+            times[index - 1] = ms;
             faults += process::minor_faults() - faults_before;
         }
     }
-    run.figure("ms", sample::median(times).unwrap_or(f64::NAN));
+    run.figure("ms", sample::median(times.iter().copied()).unwrap_or(f64::NAN));
     run.figure("faults", faults as f64 / (count - 1) as f64);
     run.figure("after_mib", peak);
 }
