@@ -447,3 +447,116 @@ impl OpenScopes {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(op: Op, block: u32, size: u64) -> Record {
+        Record {
+            size,
+            block,
+            op,
+            thread: (block % 2) as u8,
+            align_log2: 3,
+        }
+    }
+
+    /// Two blocks of 100 B alive at once, of which the first grows to 200 B.
+    fn trace() -> Trace {
+        let records = [
+            record(Op::StepBegin, 0, 0),
+            record(Op::Alloc, 0, 100),
+            record(Op::AllocZeroed, 1, 100),
+            record(Op::Realloc, 0, 200),
+            record(Op::Free, 1, 100),
+            record(Op::Free, 0, 200),
+            record(Op::StepEnd, 0, 0),
+        ];
+        Trace::check(Mapped::from_slice(&records)).expect("the records fit")
+    }
+
+    #[test]
+    fn every_block_is_checked_on_one_thread_and_on_two() {
+        for threads in [false, true] {
+            let outcome = replay(&trace(), &Global, Purpose::Verify, Scopes::Random(3), threads);
+            assert_eq!(outcome.checked_blocks, 2);
+        }
+    }
+
+    #[test]
+    fn the_peak_of_live_bytes_is_followed() {
+        assert_eq!(trace().peak_live_bytes, 300);
+        assert_eq!(
+            (trace().block_count, trace().thread_count, trace().step_count),
+            (2, 2, 1)
+        );
+    }
+
+    /// Gives every block the same memory.
+    struct Overlapping(Mapped<u8>);
+
+    impl Memory for Overlapping {
+        unsafe fn make(&self, _block: u32, _layout: Layout, _zeroed: bool) -> *mut u8 {
+            self.0.as_ptr().cast_mut()
+        }
+        unsafe fn free(&self, _place: *mut u8, _layout: Layout) {}
+        unsafe fn resize(&self, place: *mut u8, _layout: Layout, _new_size: usize) -> *mut u8 {
+            place
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "not zeroed")]
+    fn dirty_memory_is_noticed() {
+        replay(
+            &trace(),
+            &Overlapping(Mapped::new(4096, 0)),
+            Purpose::Verify,
+            Scopes::None,
+            false,
+        );
+    }
+
+    /// As `Overlapping`, but honest about zeroes.
+    struct Zeroing(Overlapping);
+
+    impl Memory for Zeroing {
+        unsafe fn make(&self, block: u32, layout: Layout, zeroed: bool) -> *mut u8 {
+            // SAFETY: the memory of `Overlapping` is longer than any block here.
+            unsafe {
+                let place = self.0.make(block, layout, zeroed);
+                place.write_bytes(0, layout.size());
+                place
+            }
+        }
+        unsafe fn free(&self, _place: *mut u8, _layout: Layout) {}
+        unsafe fn resize(&self, place: *mut u8, _layout: Layout, _new_size: usize) -> *mut u8 {
+            place
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "was overwritten")]
+    fn overlapping_blocks_are_noticed() {
+        replay(
+            &trace(),
+            &Zeroing(Overlapping(Mapped::new(4096, 0))),
+            Purpose::Verify,
+            Scopes::None,
+            false,
+        );
+    }
+
+    #[test]
+    fn a_plan_holds_and_needs_no_more_than_what_lives() {
+        let trace = trace();
+        let places = crate::plan::pack(&trace);
+        assert!(places[trace.block_count] <= 320);
+        let planned = crate::plan::Planned::new(Mapped::from_slice(&places));
+        assert_eq!(
+            replay(&trace, &planned, Purpose::Verify, Scopes::None, false).checked_blocks,
+            2
+        );
+    }
+}

@@ -60,7 +60,7 @@ impl Trace {
     }
 
     /// Follows the blocks' lives: sizes, peaks, and that no record speaks of a dead block.
-    fn check(records: Mapped<Record>) -> Result<Trace, String> {
+    pub(crate) fn check(records: Mapped<Record>) -> Result<Trace, String> {
         let blocks = records
             .iter()
             .filter(|record| !matches!(record.op, Op::StepBegin | Op::StepEnd));
@@ -140,4 +140,31 @@ pub fn load_places(path: &Path) -> Result<Mapped<u64>, String> {
         *place = u64::from_le_bytes(raw.try_into().map_err(|_| "a plan holds whole numbers".to_string())?);
     }
     Ok(places)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_freed_twice_is_no_recording() {
+        let record = |op| Record {
+            size: 16,
+            block: 0,
+            op,
+            thread: 0,
+            align_log2: 3,
+        };
+        let records = [record(Op::Alloc), record(Op::Free), record(Op::Free)];
+        assert!(Trace::check(Mapped::from_slice(&records)).is_err());
+    }
+
+    #[test]
+    fn records_are_read_as_written() {
+        let raw = [3, 2, 4, 1, 7, 0, 0, 0, 9, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+        let record = parse(&raw).expect("op 3 is known");
+        assert_eq!((record.op, record.thread, record.align_log2), (Op::Realloc, 2, 4));
+        assert_eq!((record.block, record.size), (9, 256));
+        assert!(parse(&[6; RECORD_BYTES]).is_none());
+    }
 }
