@@ -1,0 +1,358 @@
+//! Runs every workload on every allocator, in interleaved rounds of processes, and prints Markdown tables.
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Parser;
+use stepalloc_measure::matrix::{self, Cell, Figures};
+use stepalloc_measure::sample;
+use stepalloc_measure::table::{figure, Table};
+use stepalloc_peers::workloads::{Workload, WORKLOADS};
+
+/// A column: its name, its binary, how its steps run, and whether it is one of the peers that are compared with.
+struct Column {
+    name: &'static str,
+    binary: &'static str,
+    way: &'static str,
+    is_peer: bool,
+}
+
+const fn column(name: &'static str, binary: &'static str, way: &'static str, is_peer: bool) -> Column {
+    Column {
+        name,
+        binary,
+        way,
+        is_peer,
+    }
+}
+
+const COLUMNS: [Column; 11] = [
+    column("System", "on-system", "plain", true),
+    column("mimalloc", "on-mimalloc", "plain", true),
+    column("jemalloc", "on-jemalloc", "plain", true),
+    column("snmalloc", "on-snmalloc", "plain", true),
+    column("rpmalloc", "on-rpmalloc", "plain", true),
+    column("stepalloc", "on-stepalloc", "scope", false),
+    column("stepalloc-outside", "on-stepalloc", "plain", false),
+    column("stepalloc-mimalloc", "on-stepalloc-mimalloc", "scope", false),
+    column("stepalloc-mimalloc-outside", "on-stepalloc-mimalloc", "plain", false),
+    column("bump", "on-bump", "bump", false),
+    column("kept", "on-system", "kept", false),
+];
+
+/// The column that the aims are for.
+const OURS: &str = "stepalloc";
+
+/// What a figure is compared with.
+enum Of {
+    /// The best peer's.
+    Peer,
+    /// The worst peer's.
+    WorstPeer,
+    /// This column's.
+    Column(&'static str),
+    /// Nothing: it is an absolute figure.
+    One,
+}
+
+/// `(row, figure, at most, of)`; a row ending in `*` stands for the geometric mean of the rows that begin so.
+const AIMS: [(&str, &str, f64, Of); 34] = [
+    ("pair-*", "ns", 0.85, Of::Peer),
+    ("batch-1000-*", "ns", 0.5, Of::Peer),
+    ("batch-100000-*", "ns", 0.5, Of::Peer),
+    ("rc-graph", "ns", 0.8, Of::Peer),
+    ("json", "ns", 0.85, Of::Peer),
+    ("tensor-small", "ms", 1.0, Of::Peer),
+    ("tensor-medium", "ms", 1.0, Of::Peer),
+    ("tensor-large", "ms", 1.0, Of::Peer),
+    ("tensor-medium", "faults", 0.0, Of::One),
+    ("tensor-large", "faults", 0.0, Of::One),
+    ("tensor-medium", "peak_mib", 1.15, Of::Column("kept")),
+    ("tensor-large", "peak_mib", 1.15, Of::Column("kept")),
+    ("vec-256mb", "ms", 0.4, Of::Peer),
+    ("zeroed-64mb", "ms", 1.0, Of::Peer),
+    ("enter-leave", "ns", 1.5, Of::Peer),
+    ("enter-leave-depth-8", "ns", 1.5, Of::Peer),
+    ("producer-consumer", "wall_ns", 0.9, Of::Peer),
+    ("drift", "peak_over_live", 1.0, Of::WorstPeer),
+    ("replace-16-1024", "resident_over_live", 2.0, Of::One),
+    ("replace-16-128", "resident_over_live", 2.2, Of::One),
+    ("replace-16-32", "resident_over_live", 2.6, Of::One),
+    ("replace-16-1024", "ns", 1.0, Of::WorstPeer),
+    ("replace-16-128", "ns", 1.0, Of::WorstPeer),
+    ("replace-16-32", "ns", 1.0, Of::WorstPeer),
+    ("escapee-first", "bytes_a_kept_block", 64.0, Of::One),
+    ("escapee-middle", "bytes_a_kept_block", 64.0, Of::One),
+    ("escapee-last", "bytes_a_kept_block", 64.0, Of::One),
+    ("escapee-first", "last_to_first", 1.3, Of::One),
+    ("escapee-middle", "last_to_first", 1.3, Of::One),
+    ("escapee-last", "last_to_first", 1.3, Of::One),
+    ("thread-turns", "after_mib", 64.0, Of::One),
+    ("collections", "ns", 1.0, Of::Peer),
+    ("grow-small", "ns", 1.0, Of::Peer),
+    ("escape-*", "ns", 1.0, Of::Peer),
+];
+
+/// stepalloc beside the general allocators.
+#[derive(Parser)]
+struct Options {
+    /// Only workloads whose name begins so (may be given again)
+    #[arg(long, value_name = "WORKLOAD")]
+    only: Vec<String>,
+    /// Only these columns (System always runs; --list shows them)
+    #[arg(long, value_name = "NAME")]
+    alloc: Vec<String>,
+    /// Times that everything runs
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// A tenth to a third of the work in each process
+    #[arg(long)]
+    quick: bool,
+    /// Take the least of the rounds instead of the median: steadier on a machine that others use too
+    #[arg(long)]
+    least: bool,
+    /// Also write every value here, comma-separated
+    #[arg(long, value_name = "FILE")]
+    csv: Option<PathBuf>,
+    /// Use the binaries beside the driver as they are
+    #[arg(long)]
+    no_build: bool,
+    /// Show the workloads and columns, and run nothing
+    #[arg(long)]
+    list: bool,
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let options = Options::parse();
+    if options.list {
+        list();
+        return Ok(());
+    }
+    if let Some(name) = options
+        .alloc
+        .iter()
+        .find(|name| COLUMNS.iter().all(|column| column.name != **name))
+    {
+        return Err(format!("no column is called {name}; --list shows them").into());
+    }
+    let chosen_row = |row: &Workload| options.only.is_empty() || options.only.iter().any(|part| fits(row.name, part));
+    let chosen_column = |column: &Column| {
+        options.alloc.is_empty() || column.name == "System" || options.alloc.iter().any(|name| name == column.name)
+    };
+    let rows: Vec<&Workload> = WORKLOADS.iter().filter(|row| chosen_row(row)).collect();
+    let columns: Vec<&Column> = COLUMNS.iter().filter(|column| chosen_column(column)).collect();
+    if rows.is_empty() {
+        return Err("no workload begins so; --list shows them".into());
+    }
+    let binaries = if options.no_build {
+        std::env::current_exe()?.with_file_name("")
+    } else {
+        matrix::build_binaries(env!("CARGO_MANIFEST_DIR"))?
+    };
+    let mut cells = Vec::new();
+    for row in &rows {
+        for column in columns.iter().filter(|column| can_run(column, row)) {
+            let length = if options.quick { "quick" } else { "full" };
+            cells.push(Cell {
+                row: row.name.into(),
+                column: column.name.into(),
+                program: binaries.join(column.binary),
+                arguments: [row.name, column.way, length].map(OsString::from).to_vec(),
+            });
+        }
+    }
+    let figures = matrix::run(&cells, options.rounds, Duration::from_secs(300), 0x5eed);
+    println!(
+        "Medians of {} rounds{}.\n",
+        options.rounds,
+        if options.quick { ", quick" } else { "" }
+    );
+    println!("{}", aims(&rows, &columns, &figures));
+    println!("Absolute (ns and wall_ns an operation, ms a step, MiB; less is better):\n");
+    println!("{}", absolute(&rows, &columns, &figures));
+    println!("Time to System's in the same round:\n");
+    println!("{}", to_system(&rows, &columns, &figures));
+    println!("Outside any scope, time to the backing used directly:\n");
+    println!("{}", outside(&rows, &figures));
+    if let Some(path) = &options.csv {
+        std::fs::write(path, figures.to_csv())?;
+    }
+    if figures.failures.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("{} processes failed", figures.failures.len()).into())
+    }
+}
+
+fn list() {
+    let mut table = Table::new(["workload", "what"]);
+    for row in WORKLOADS {
+        table.row([row.name, row.what]);
+    }
+    println!("{table}\ncolumns: {}", COLUMNS.map(|column| column.name).join(", "));
+}
+
+/// Whether the column has a way to run the row.
+fn can_run(column: &Column, row: &Workload) -> bool {
+    match column.way {
+        "kept" => row.keeps,
+        "bump" => row.bumps,
+        _ => true,
+    }
+}
+
+/// Whether `name` begins with `part`; `part` may end in `*`.
+fn fits(name: &str, part: &str) -> bool {
+    name.starts_with(part.trim_end_matches('*'))
+}
+
+/// The rows that a pattern stands for: one by its whole name, or all that begin as it does.
+fn matching<'r>(rows: &[&'r Workload], pattern: &str) -> Vec<&'r Workload> {
+    let is_one = |row: &&&Workload| {
+        if pattern.ends_with('*') {
+            fits(row.name, pattern)
+        } else {
+            row.name == pattern
+        }
+    };
+    rows.iter().filter(is_one).copied().collect()
+}
+
+/// The peers and their medians, least first.
+fn peers(columns: &[&Column], figures: &Figures, row: &str, name: &str) -> Vec<(&'static str, f64)> {
+    let peers = columns.iter().filter(|column| column.is_peer);
+    let median = |column: &&Column| Some((column.name, figures.median(row, name, column.name)?));
+    let mut medians: Vec<_> = peers.filter_map(median).collect();
+    medians.sort_by(|(_, one), (_, other)| one.total_cmp(other));
+    medians
+}
+
+fn best_peer(columns: &[&Column], figures: &Figures, row: &str, name: &str) -> Option<(&'static str, f64)> {
+    peers(columns, figures, row, name).first().copied()
+}
+
+/// Our figures where something is aimed at.
+fn aims(rows: &[&Workload], columns: &[&Column], figures: &Figures) -> Table {
+    let heads = [
+        "work",
+        "figure",
+        "best peer",
+        OURS,
+        "to System",
+        "to the best peer",
+        "aim",
+        "",
+        "spread",
+    ];
+    let mut table = Table::new(heads);
+    for (pattern, name, at_most, of) in &AIMS {
+        let rows = matching(rows, pattern);
+        let each = |ratio: &dyn Fn(&str) -> Option<f64>| {
+            let values: Vec<f64> = rows.iter().filter_map(|row| ratio(row.name)).collect();
+            match values.as_slice() {
+                [one] => Some(*one),
+                several => sample::geometric_mean(several.iter().copied()),
+            }
+        };
+        let Some(ours) = each(&|row| figures.median(row, name, OURS)) else {
+            continue;
+        };
+        let best = each(&|row| Some(best_peer(columns, figures, row, name)?.1));
+        let mut bests: Vec<&str> = rows
+            .iter()
+            .filter_map(|row| Some(best_peer(columns, figures, row.name, name)?.0))
+            .collect();
+        bests.dedup();
+        let to_best = each(&|row| Some(figures.median(row, name, OURS)? / best_peer(columns, figures, row, name)?.1));
+        let to_system = each(&|row| figures.ratio(row, name, OURS, "System"));
+        let (judged, aim) = match of {
+            Of::Peer => (to_best, format!("{at_most} of the best peer")),
+            Of::WorstPeer => {
+                let to_worst =
+                    |row: &str| Some(figures.median(row, name, OURS)? / peers(columns, figures, row, name).last()?.1);
+                (each(&to_worst), format!("{at_most} of the worst peer"))
+            }
+            Of::One => (Some(ours), at_most.to_string()),
+            Of::Column(base) => (
+                each(&|row| figures.ratio(row, name, OURS, base)),
+                format!("{at_most} of {base}"),
+            ),
+        };
+        let verdict = match judged {
+            Some(value) if value <= *at_most => "yes".into(),
+            value => format!("**no** ({})", figure(value)),
+        };
+        let spread = rows
+            .iter()
+            .filter_map(|row| figures.spread(row.name, name))
+            .max_by(f64::total_cmp);
+        table.row([
+            (*pattern).to_string(),
+            (*name).to_string(),
+            format!(
+                "{} ({})",
+                figure(best),
+                if bests.len() == 1 { bests[0] } else { "each row's" }
+            ),
+            figure(Some(ours)),
+            figure(to_system.filter(|value| value.is_finite())),
+            figure(to_best.filter(|value| value.is_finite())),
+            aim,
+            verdict,
+            spread.map_or("–".into(), |spread| format!("±{:.0} %", spread * 100.0)),
+        ]);
+    }
+    table
+}
+
+fn absolute(rows: &[&Workload], columns: &[&Column], figures: &Figures) -> Table {
+    let mut table = Table::new(
+        ["work", "figure"]
+            .into_iter()
+            .chain(columns.iter().map(|column| column.name)),
+    );
+    for row in rows {
+        for name in figures.names(row.name) {
+            let cells = columns
+                .iter()
+                .map(|column| figure(figures.median(row.name, &name, column.name)));
+            table.row([row.name.to_string(), name.clone()].into_iter().chain(cells));
+        }
+    }
+    table
+}
+
+fn times(figures: &Figures, row: &Workload) -> Vec<String> {
+    let mut names = figures.names(row.name);
+    names.retain(|name| ["ns", "ms", "wall_ns"].contains(&name.as_str()));
+    names
+}
+
+fn to_system(rows: &[&Workload], columns: &[&Column], figures: &Figures) -> Table {
+    let mut table = Table::new(["work"].into_iter().chain(columns.iter().map(|column| column.name)));
+    for row in rows {
+        for name in times(figures, row) {
+            let cells = columns
+                .iter()
+                .map(|column| figure(figures.ratio(row.name, &name, column.name, "System")));
+            table.row(std::iter::once(row.name.to_string()).chain(cells));
+        }
+    }
+    table
+}
+
+fn outside(rows: &[&Workload], figures: &Figures) -> Table {
+    let mut table = Table::new(["work", "over System", "over mimalloc"]);
+    for row in rows {
+        for name in times(figures, row) {
+            let ratio = |column: &str, base: &str| figure(figures.ratio(row.name, &name, column, base));
+            let over_mimalloc = ratio("stepalloc-mimalloc-outside", "mimalloc");
+            table.row([
+                row.name.to_string(),
+                ratio("stepalloc-outside", "System"),
+                over_mimalloc,
+            ]);
+        }
+    }
+    table
+}

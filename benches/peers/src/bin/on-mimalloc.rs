@@ -1,0 +1,9 @@
+//! The workloads on mimalloc.
+use mimalloc::MiMalloc;
+
+#[global_allocator]
+static GLOBAL: MiMalloc = MiMalloc;
+
+fn main() {
+    stepalloc_peers::child::main();
+}

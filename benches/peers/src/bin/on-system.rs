@@ -1,0 +1,9 @@
+//! The workloads on system.
+use std::alloc::System;
+
+#[global_allocator]
+static GLOBAL: System = System;
+
+fn main() {
+    stepalloc_peers::child::main();
+}

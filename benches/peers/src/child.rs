@@ -1,0 +1,32 @@
+//! What a child does: `on-… WORKLOAD plain|scope|bump|kept full|quick`, as the driver calls it. One figure a line to standard
+//! output. Arguments are read by hand: a parser of command lines would leave its own blocks in the heap under test.
+use crate::run::{Run, Way};
+use crate::workloads::WORKLOADS;
+
+/// The whole of a child's `main`.
+pub fn main() {
+    if let Err(error) = run() {
+        eprintln!("{error}");
+        std::process::exit(2);
+    }
+}
+
+fn run() -> Result<(), String> {
+    let arguments: Vec<String> = std::env::args().collect();
+    let [_, name, way, length] = arguments.as_slice() else {
+        return Err("usage: WORKLOAD plain|scope|bump|kept full|quick".into());
+    };
+    let way = match way.as_str() {
+        "plain" => Way::Plain,
+        "scope" => Way::Scope,
+        "bump" => Way::Bump,
+        "kept" => Way::Kept,
+        other => return Err(format!("unknown way {other}")),
+    };
+    let workload = WORKLOADS.iter().find(|workload| workload.name == name);
+    let workload = workload.ok_or_else(|| format!("no workload is called {name}"))?;
+    let run = Run::new(way, length == "quick");
+    (workload.run)(&run);
+    run.print();
+    Ok(())
+}

@@ -1,0 +1,9 @@
+//! The replayer on stepalloc.
+use stepalloc::StepAlloc;
+
+#[global_allocator]
+static GLOBAL: StepAlloc = StepAlloc::new();
+
+fn main() {
+    stepalloc_traces::child::main();
+}

@@ -1,0 +1,229 @@
+//! Replays every recording under every allocator, in interleaved rounds of processes, and prints Markdown tables.
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Parser;
+use stepalloc_measure::matrix::{self, Cell, Figures};
+use stepalloc_measure::sample;
+use stepalloc_measure::table::{figure, Table};
+use stepalloc_traces::plan;
+use stepalloc_traces::trace::Trace;
+
+/// Column, binary, scopes, and whether it follows a plan.
+const WAYS: [(&str, &str, &str, bool); 7] = [
+    ("System", "replay-on-system", "none", false),
+    ("mimalloc", "replay-on-mimalloc", "none", false),
+    ("jemalloc", "replay-on-jemalloc", "none", false),
+    ("snmalloc", "replay-on-snmalloc", "none", false),
+    ("stepalloc", "replay-on-stepalloc", "step", false),
+    ("stepalloc-outside", "replay-on-stepalloc", "none", false),
+    ("plan", "replay-on-system", "none", true),
+];
+
+/// Recorded allocations replayed under several allocators.
+#[derive(Parser)]
+struct Options {
+    /// Only recordings whose name contains this (may be given again)
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
+    /// Only these columns (System always runs): System, mimalloc, jemalloc, snmalloc, stepalloc, stepalloc-outside, plan
+    #[arg(long, value_name = "NAME")]
+    alloc: Vec<String>,
+    /// Times that everything runs
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Take the least of the rounds instead of the median: steadier on a machine that others use too
+    #[arg(long)]
+    least: bool,
+    /// A thread for each recorded thread, instead of one for all
+    #[arg(long)]
+    threads: bool,
+    /// Check every byte of every block instead of measuring: both thread modes, scopes by step, at random and none
+    #[arg(long)]
+    verify: bool,
+    /// How many seeds of random scopes `--verify` tries
+    #[arg(long, default_value_t = 3)]
+    seeds: u64,
+    /// Another folder of recordings (`*.trace.xz`)
+    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/traces"))]
+    folder: PathBuf,
+    /// Use the binaries beside the driver as they are
+    #[arg(long)]
+    no_build: bool,
+}
+
+struct Recording {
+    name: String,
+    raw: PathBuf,
+    plan: PathBuf,
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let options = Options::parse();
+    for name in &options.alloc {
+        if !WAYS.iter().any(|(column, ..)| column == name) {
+            return Err(format!("no allocator is called {name}").into());
+        }
+    }
+    let binaries = if options.no_build {
+        std::env::current_exe()?.with_file_name("")
+    } else {
+        matrix::build_binaries(env!("CARGO_MANIFEST_DIR"))?
+    };
+    let scratch = tempfile::tempdir()?;
+    let recordings = unpack(&options, scratch.path())?;
+    let chosen = |column: &str| {
+        options.alloc.is_empty() || column == "System" || options.alloc.iter().any(|name| name == column)
+    };
+    let mut cells = Vec::new();
+    for recording in &recordings {
+        for (column, binary, scopes, planned) in WAYS.iter().filter(|way| chosen(way.0)) {
+            let mut cell = |row: &str, purpose: &str, scopes: &str, threads: bool| {
+                let threads = if threads { "recorded" } else { "one" };
+                let mut arguments: Vec<OsString> = vec![recording.raw.clone().into()];
+                arguments.extend([purpose, scopes, threads].map(OsString::from));
+                if *planned {
+                    arguments.push(recording.plan.clone().into());
+                }
+                cells.push(Cell {
+                    row: row.into(),
+                    column: (*column).into(),
+                    program: binaries.join(binary),
+                    arguments,
+                });
+            };
+            if options.verify {
+                let mut ways = vec![scopes.to_string()];
+                if *column == "stepalloc" {
+                    ways.extend((0..options.seeds).map(|seed| format!("random:{seed}")));
+                }
+                for scopes in &ways {
+                    for threads in [false, true] {
+                        let row = format!("{} scopes={scopes} threads={threads}", recording.name);
+                        cell(&row, "verify", scopes, threads);
+                    }
+                }
+            } else {
+                // A process for each: sampling memory takes time.
+                cell(&recording.name, "time", scopes, options.threads);
+                cell(&recording.name, "memory", scopes, options.threads);
+            }
+        }
+    }
+    let rounds = if options.verify { 1 } else { options.rounds };
+    let mut figures = matrix::run(&cells, rounds, Duration::from_secs(300), 0x5eed);
+    figures.take_least = options.least;
+    if options.verify {
+        println!(
+            "{} replays verified, {} failed",
+            cells.len() - figures.failures.len(),
+            figures.failures.len()
+        );
+    } else {
+        report(&recordings, &chosen, &figures, &options);
+    }
+    if figures.failures.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("{} processes failed", figures.failures.len()).into())
+    }
+}
+
+/// Unpacks the chosen recordings and plans them.
+fn unpack(options: &Options, scratch: &Path) -> Result<Vec<Recording>, Box<dyn std::error::Error>> {
+    let mut packed: Vec<PathBuf> = Vec::new();
+    for entry in std::fs::read_dir(&options.folder)? {
+        packed.push(entry?.path());
+    }
+    packed.sort();
+    let mut recordings = Vec::new();
+    for path in packed {
+        let file_name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let Some(name) = file_name.strip_suffix(".trace.xz") else {
+            continue;
+        };
+        if !options.only.is_empty() && !options.only.iter().any(|part| name.contains(part.as_str())) {
+            continue;
+        }
+        let raw = scratch.join(format!("{name}.trace"));
+        let mut output = BufWriter::new(File::create(&raw)?);
+        lzma_rs::xz_decompress(&mut BufReader::new(File::open(&path)?), &mut output)
+            .map_err(|error| format!("{}: {error:?}", path.display()))?;
+        output.flush()?;
+        drop(output);
+        let places = plan::pack(&Trace::load(&raw)?);
+        let plan = scratch.join(format!("{name}.plan"));
+        std::fs::write(
+            &plan,
+            places.iter().flat_map(|place| place.to_le_bytes()).collect::<Vec<u8>>(),
+        )?;
+        recordings.push(Recording {
+            name: name.into(),
+            raw,
+            plan,
+        });
+    }
+    if recordings.is_empty() {
+        return Err(format!("no recording in {} fits", options.folder.display()).into());
+    }
+    Ok(recordings)
+}
+
+fn report(recordings: &[Recording], chosen: &dyn Fn(&str) -> bool, figures: &Figures, options: &Options) {
+    let columns: Vec<&str> = WAYS.iter().map(|way| way.0).filter(|column| chosen(column)).collect();
+    let heads = || std::iter::once("trace").chain(columns.iter().copied());
+    let threads = if options.threads {
+        "the recorded threads"
+    } else {
+        "one thread"
+    };
+    println!("CPU time of a steady step to System's / peak resident over peak live bytes, {threads},");
+    println!(
+        "{} of {} rounds:\n",
+        if options.least { "least" } else { "medians" },
+        options.rounds
+    );
+    let mut table = Table::new(heads().chain(["spread of times"]));
+    let mut times = vec![Vec::new(); columns.len()];
+    let mut peaks = vec![Vec::new(); columns.len()];
+    for Recording { name, .. } in recordings {
+        let mut row = vec![name.clone()];
+        for (index, column) in columns.iter().enumerate() {
+            let time = figures.ratio(name, "cpu_ms", column, "System");
+            let peak = figures.median(name, "peak_ratio", column);
+            row.push(format!("{} / {}", three(time), three(peak)));
+            times[index].extend(time);
+            peaks[index].extend(peak);
+        }
+        row.push(
+            figures
+                .spread(name, "cpu_ms")
+                .map_or("–".into(), |spread| format!("±{:.0} %", spread * 100.0)),
+        );
+        table.row(row);
+    }
+    let mut row = vec!["mean".to_string()];
+    for (times, peaks) in times.iter().zip(&peaks) {
+        let (time, peak) = (sample::mean(times.iter().copied()), sample::mean(peaks.iter().copied()));
+        row.push(format!("{} / {}", three(time), three(peak)));
+    }
+    table.row(row);
+    println!("{table}");
+    println!("ms a steady step / page faults in it / peak resident MiB:\n");
+    let mut table = Table::new(heads());
+    for Recording { name, .. } in recordings {
+        let cell = |column: &&str| {
+            let median = |what: &str| figure(figures.median(name, what, column));
+            format!("{} / {} / {}", median("cpu_ms"), median("faults"), median("peak_mib"))
+        };
+        table.row(std::iter::once(name.clone()).chain(columns.iter().map(cell)));
+    }
+    println!("{table}");
+}
+
+fn three(value: Option<f64>) -> String {
+    value.map_or("–".into(), |value| format!("{value:.3}"))
+}
