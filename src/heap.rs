@@ -766,6 +766,7 @@ impl Heap {
             return Ok(());
         }
         self.search = self.small.high;
+        let paid = self.look_is_paid();
         if self.may_look_again() {
             if let Some((start, end)) = self.walk(0, count_min, align, HOLE_MAX) {
                 self.search = end;
@@ -774,7 +775,15 @@ impl Heap {
             }
         }
         let need = count.wrapping_add(align);
-        let end = self.grow(fresh, fresh.wrapping_add(FRESH.max(need)), fresh.wrapping_add(need))?;
+        let end = match self.grow(fresh, fresh.wrapping_add(FRESH.max(need)), fresh.wrapping_add(need)) {
+            Ok(end) => end,
+            Err(refused) => {
+                let (start, end) = self.look_when_full(paid, count_min, align, HOLE_MAX).ok_or(refused)?;
+                self.search = end;
+                self.take(start, end);
+                return Ok(());
+            }
+        };
         self.search = end;
         self.take(fresh, end);
         self.publish();
@@ -789,10 +798,27 @@ impl Heap {
         found
     }
 
-    /// Whether a search of the whole area is paid for and promises enough: `DENSE`, `LOOK_SHARE`.
+    /// Whether a search of the whole area is paid for: `LOOK_SHARE`.
+    fn look_is_paid(&self) -> bool {
+        let high = self.small.high;
+        high != 0 && self.taken.wrapping_sub(self.looked_at) >= (high / LOOK_SHARE) as u64
+    }
+
+    /// The whole area is searched, however dense, when it cannot grow. What is refused pays for the next look, or an area
+    /// that was full once would never be looked at again.
+    fn look_when_full(&mut self, paid: bool, count: usize, align: usize, longest: usize) -> Option<(usize, usize)> {
+        self.taken = self.taken.wrapping_add(count as u64);
+        if !paid && !self.look_is_paid() {
+            return None;
+        }
+        self.looked_at = self.taken;
+        self.walk(0, count, align, longest)
+    }
+
+    /// Whether a search of the whole area is paid for and promises enough: `DENSE`.
     fn may_look_again(&mut self) -> bool {
         let high = self.small.high;
-        if high == 0 || self.taken.wrapping_sub(self.looked_at) < (high / LOOK_SHARE) as u64 {
+        if !self.look_is_paid() {
             return false;
         }
         self.looked_at = self.taken;
@@ -855,18 +881,21 @@ impl Heap {
     fn alloc_long(&mut self, count: usize, align: usize) -> Result<*mut u8, Refused> {
         let step = align / GRANULE;
         let need = count.wrapping_add(step);
+        let mut paid = false;
         let mut found = self.walk(self.search_long, count, step, need);
         if found.is_none() {
             self.search_long = self.small.high;
+            paid = self.look_is_paid();
             if self.may_look_again() {
                 found = self.walk(0, count, step, need);
             }
         }
         if found.is_none() {
             let high = self.small.high;
-            if self.pos != 1 && self.granule(self.end) == high {
+            let at_top = self.pos != 1 && self.granule(self.end) == high;
+            let longer = at_top.then(|| self.grow(high, high.wrapping_add(need.max(FRESH)), high.wrapping_add(need)));
+            if let Some(Ok(end)) = longer {
                 // The hole is the last of the area: lengthen it.
-                let end = self.grow(high, high.wrapping_add(need.max(FRESH)), high.wrapping_add(need))?;
                 self.map.set(high, end);
                 self.end = self.addr(end);
                 self.used(high, end);
@@ -874,9 +903,11 @@ impl Heap {
                 self.publish();
                 return Ok(self.bump_any(count, align));
             }
-            let end = self.grow(high, high.wrapping_add(need), high.wrapping_add(need))?;
+            found = match self.grow(high, high.wrapping_add(need), high.wrapping_add(need)) {
+                Ok(end) => Some((high, end)),
+                Err(refused) => Some(self.look_when_full(paid, count, step, need).ok_or(refused)?),
+            };
             self.publish();
-            found = Some((high, end));
         }
         let Some((start, _)) = found else {
             return Err(Refused::NoRoom);
