@@ -69,6 +69,8 @@ pub enum Kind {
     Counted,
     /// A suspension of all scopes below.
     Outside,
+    /// A scope that was left inside a suspension deeper than the table, whose count it keeps until that ends.
+    Left,
 }
 
 /// What an extent saved on entry. A hint.
@@ -473,11 +475,27 @@ impl Heap {
 
     /// Whether the ticket's frame is still there.
     pub fn is_open(&self, ticket: Ticket) -> bool {
-        ticket.index < self.depth
-            && self
-                .frames
-                .get(ticket.index)
-                .is_some_and(|frame| frame.serial == ticket.serial)
+        self.find(ticket.index, ticket.serial).is_some()
+    }
+
+    /// Where the frame with this serial is now: at `index`, or below it if it is a suspension whose scope ended inside it.
+    fn find(&self, index: usize, serial: u64) -> Option<usize> {
+        if index >= FRAMES {
+            return None;
+        }
+        let mut index = index.min(self.depth.checked_sub(1)?);
+        loop {
+            let frame = self.frames.get(index)?;
+            if frame.serial <= serial {
+                return (frame.serial == serial).then_some(index);
+            }
+            index = index.checked_sub(1)?;
+        }
+    }
+
+    fn top_is_active(&self) -> bool {
+        let top = self.depth.checked_sub(1).and_then(|index| self.frames.get(index));
+        top.is_some_and(|top| top.kind != Kind::Outside && top.suspended == 0)
     }
 
     #[inline(never)]
@@ -489,20 +507,22 @@ impl Heap {
         if ticket.index == DEEPER_OUTSIDE {
             return self.leave_deeper_outside(ticket.serial);
         }
-        if !self.is_open(ticket) {
+        let Some(closing) = self.find(ticket.index, ticket.serial) else {
             return;
-        }
-        let Some(&frame) = self.frames.get(ticket.index) else {
+        };
+        let Some(&frame) = self.frames.get(closing) else {
             return;
         };
         self.show();
-        let mut kept = ticket.index;
-        for index in ticket.index..self.depth {
+        let mut kept = closing;
+        for index in closing..self.depth {
             let Some(&above) = self.frames.get(index) else { break };
             // A suspension is a closure that is still running: it stays, whichever frame below it ends.
-            if above.kind == Kind::Outside && index != ticket.index {
+            let suspends = above.kind == Kind::Outside && index != closing;
+            if suspends || above.suspended != 0 {
+                let kind = if suspends { Kind::Outside } else { Kind::Left };
                 if let Some(slot) = self.frames.get_mut(kept) {
-                    *slot = above;
+                    *slot = Frame { kind, ..above };
                     kept = kept.wrapping_add(1);
                 }
             }
@@ -514,24 +534,36 @@ impl Heap {
         if frame.kind != Kind::Outside {
             self.go_back(&frame);
         }
-        let top = self.depth.checked_sub(1).and_then(|index| self.frames.get(index));
-        self.active = top.is_some_and(|top| top.kind != Kind::Outside && top.suspended == 0);
+        self.active = self.top_is_active();
         self.hide();
     }
 
     fn leave_deeper_outside(&mut self, serial: u64) {
-        let Some(top) = self.frames.get_mut(FRAMES - 1) else {
+        let Some(index) = self.find(FRAMES - 1, serial) else {
             return;
         };
-        if self.depth != FRAMES || top.serial != serial || top.suspended == 0 {
+        let Some(frame) = self.frames.get_mut(index) else {
+            return;
+        };
+        if frame.suspended == 0 {
             return;
         }
-        top.suspended = top.suspended.wrapping_sub(1);
-        if top.suspended == 0 && top.kind != Kind::Outside {
-            self.show();
-            self.active = true;
-            self.hide();
+        frame.suspended = frame.suspended.wrapping_sub(1);
+        let (suspended, kind) = (frame.suspended, frame.kind);
+        if suspended != 0 {
+            return;
         }
+        self.show();
+        if kind == Kind::Left {
+            // Its scope is gone; so are those opened inside the suspension.
+            let gone = self.frames.iter().take(self.depth).skip(index);
+            let counted = gone.filter(|frame| frame.kind == Kind::Counted).count();
+            self.counting = self.counting.wrapping_sub(counted as u32);
+            self.depth = index;
+            self.deeper = 0;
+        }
+        self.active = self.top_is_active();
+        self.hide();
     }
 
     /// Takes the hole that begins where the frame began, as far as its memory is free.
