@@ -373,7 +373,7 @@ pub fn resize(addr: usize, old: usize, new: usize) -> Option<()> {
         if heap.owns(addr) {
             let done = heap.resize(addr, old, new);
             if done && heap.is_counting() {
-                with_ledger(slot, |ledger| ledger.resized(addr, new));
+                with_ledger(slot, |ledger| ledger.resized(addr, old, new));
             }
             return done.then_some(());
         }
