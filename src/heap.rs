@@ -1047,7 +1047,7 @@ impl Heap {
         }
         let (have, want) = (granules(old), granules(new));
         // A block that grows into a line must begin at one.
-        if new > SMALL_MAX || (want > have && addr % scope_align(new, 1) != 0) {
+        if new > SMALL_MAX || (new > old && addr % scope_align(new, 1) != 0) {
             return false;
         }
         if have == want {

@@ -18,7 +18,7 @@
 //! no backing, no std, no user code.
 
 use crate::heap::{Freed, Heap, Kind, Ticket};
-use crate::layout::{granules, units, GRANULE, SMALL_ALIGN_MAX, SMALL_MAX, UNIT};
+use crate::layout::{granules, scope_align, units, GRANULE, SMALL_ALIGN_MAX, SMALL_MAX, UNIT};
 use crate::ledger::Ledger;
 use crate::live_map::LiveMap;
 use crate::segment::{self, NoSegment};
@@ -394,7 +394,7 @@ fn resize_remote(addr: usize, old: usize, new: usize) -> Option<()> {
         return (units(new) <= have && units(new) >= have / 2).then_some(());
     }
     let (have, want) = (granules(old), granules(new));
-    if want > have {
+    if want > have || (new > old && addr % scope_align(new, 1) != 0) {
         return None;
     }
     if want < have {
