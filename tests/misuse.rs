@@ -201,9 +201,9 @@ fn blocks_of_a_dead_thread_are_freed_and_resized_by_others() {
 }
 
 /// Does something when its thread ends.
-struct AtEnd<F: FnMut()>(F);
+struct AtEnd(Box<dyn FnMut()>);
 
-impl<F: FnMut()> Drop for AtEnd<F> {
+impl Drop for AtEnd {
     fn drop(&mut self) {
         (self.0)();
     }
@@ -211,8 +211,8 @@ impl<F: FnMut()> Drop for AtEnd<F> {
 
 thread_local! {
     /// Run when the thread ends, if something was put here.
-    static FIRST: RefCell<Option<AtEnd<Box<dyn FnMut()>>>> = const { RefCell::new(None) };
-    static SECOND: RefCell<Option<AtEnd<Box<dyn FnMut()>>>> = const { RefCell::new(None) };
+    static FIRST: RefCell<Option<AtEnd>> = const { RefCell::new(None) };
+    static SECOND: RefCell<Option<AtEnd>> = const { RefCell::new(None) };
     static GUARDS: RefCell<Vec<ArenaScope>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -241,8 +241,7 @@ fn with_destructor<R: Send>(
         }
         // A span claims a segment, and so do scopes.
         drop(arena_scope(|| Block::new(50, 8)));
-        let f: Box<dyn FnMut()> = Box::new(f);
-        FIRST.with(|slot| *slot.borrow_mut() = Some(AtEnd(f)));
+        FIRST.with(|slot| *slot.borrow_mut() = Some(AtEnd(Box::new(f))));
         body()
     })
 }
@@ -384,7 +383,7 @@ fn guards_made_by_one_destructor_are_dropped_by_another() {
                 let rest = AtEnd(Box::new(move || {
                     let _block = &block;
                     work();
-                }) as Box<dyn FnMut()>);
+                }));
                 let mut guards = Some(guards);
                 SECOND.with(|slot| *slot.borrow_mut() = Some(rest));
                 // Those of the vector go first to last.

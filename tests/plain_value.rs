@@ -25,7 +25,7 @@ fn everywhere(f: impl Fn()) {
 #[test]
 fn it_is_not_installed_and_reports_say_so() {
     assert!(!is_installed());
-    let (words, report) = arena_scope_report(|| vec!["not", "in", "the", "arena"].join(" "));
+    let (words, report) = arena_scope_report(|| ["not", "in", "the", "arena"].join(" "));
     assert_eq!(words.len(), 16);
     assert!(!report.installed && report.complete);
     assert_eq!(
