@@ -69,6 +69,8 @@ pub enum Kind {
     Counted,
     /// A suspension of all scopes below.
     Outside,
+    /// A scope that was left inside a suspension deeper than the table, whose count it keeps until that ends.
+    Left,
 }
 
 /// What an extent saved on entry. A hint.
@@ -474,11 +476,27 @@ impl Heap {
 
     /// Whether the ticket's frame is still there.
     pub fn is_open(&self, ticket: Ticket) -> bool {
-        ticket.index < self.depth
-            && self
-                .frames
-                .get(ticket.index)
-                .is_some_and(|frame| frame.serial == ticket.serial)
+        self.find(ticket.index, ticket.serial).is_some()
+    }
+
+    /// Where the frame with this serial is now: at `index`, or below it if it is a suspension whose scope ended inside it.
+    fn find(&self, index: usize, serial: u64) -> Option<usize> {
+        if index >= FRAMES {
+            return None;
+        }
+        let mut index = index.min(self.depth.checked_sub(1)?);
+        loop {
+            let frame = self.frames.get(index)?;
+            if frame.serial <= serial {
+                return (frame.serial == serial).then_some(index);
+            }
+            index = index.checked_sub(1)?;
+        }
+    }
+
+    fn top_is_active(&self) -> bool {
+        let top = self.depth.checked_sub(1).and_then(|index| self.frames.get(index));
+        top.is_some_and(|top| top.kind != Kind::Outside && top.suspended == 0)
     }
 
     #[inline(never)]
@@ -490,20 +508,22 @@ impl Heap {
         if ticket.index == DEEPER_OUTSIDE {
             return self.leave_deeper_outside(ticket.serial);
         }
-        if !self.is_open(ticket) {
+        let Some(closing) = self.find(ticket.index, ticket.serial) else {
             return;
-        }
-        let Some(&frame) = self.frames.get(ticket.index) else {
+        };
+        let Some(&frame) = self.frames.get(closing) else {
             return;
         };
         self.show();
-        let mut kept = ticket.index;
-        for index in ticket.index..self.depth {
+        let mut kept = closing;
+        for index in closing..self.depth {
             let Some(&above) = self.frames.get(index) else { break };
             // A suspension is a closure that is still running: it stays, whichever frame below it ends.
-            if above.kind == Kind::Outside && index != ticket.index {
+            let suspends = above.kind == Kind::Outside && index != closing;
+            if suspends || above.suspended != 0 {
+                let kind = if suspends { Kind::Outside } else { Kind::Left };
                 if let Some(slot) = self.frames.get_mut(kept) {
-                    *slot = above;
+                    *slot = Frame { kind, ..above };
                     kept = kept.wrapping_add(1);
                 }
             }
@@ -515,24 +535,36 @@ impl Heap {
         if frame.kind != Kind::Outside {
             self.go_back(&frame);
         }
-        let top = self.depth.checked_sub(1).and_then(|index| self.frames.get(index));
-        self.active = top.is_some_and(|top| top.kind != Kind::Outside && top.suspended == 0);
+        self.active = self.top_is_active();
         self.hide();
     }
 
     fn leave_deeper_outside(&mut self, serial: u64) {
-        let Some(top) = self.frames.get_mut(FRAMES - 1) else {
+        let Some(index) = self.find(FRAMES - 1, serial) else {
             return;
         };
-        if self.depth != FRAMES || top.serial != serial || top.suspended == 0 {
+        let Some(frame) = self.frames.get_mut(index) else {
+            return;
+        };
+        if frame.suspended == 0 {
             return;
         }
-        top.suspended = top.suspended.wrapping_sub(1);
-        if top.suspended == 0 && top.kind != Kind::Outside {
-            self.show();
-            self.active = true;
-            self.hide();
+        frame.suspended = frame.suspended.wrapping_sub(1);
+        let (suspended, kind) = (frame.suspended, frame.kind);
+        if suspended != 0 {
+            return;
         }
+        self.show();
+        if kind == Kind::Left {
+            // Its scope is gone; so are those opened inside the suspension.
+            let gone = self.frames.iter().take(self.depth).skip(index);
+            let counted = gone.filter(|frame| frame.kind == Kind::Counted).count();
+            self.counting = self.counting.wrapping_sub(counted as u32);
+            self.depth = index;
+            self.deeper = 0;
+        }
+        self.active = self.top_is_active();
+        self.hide();
     }
 
     /// Takes the hole that begins where the frame began, as far as its memory is free.
@@ -782,6 +814,7 @@ impl Heap {
             return Ok(());
         }
         self.search = self.small.high;
+        let paid = self.look_is_paid();
         if self.may_look_again() {
             if let Some((start, end)) = self.walk(0, count_min, align, HOLE_MAX) {
                 self.search = end;
@@ -790,7 +823,15 @@ impl Heap {
             }
         }
         let need = count.wrapping_add(align);
-        let end = self.grow(fresh, fresh.wrapping_add(FRESH.max(need)), fresh.wrapping_add(need))?;
+        let end = match self.grow(fresh, fresh.wrapping_add(FRESH.max(need)), fresh.wrapping_add(need)) {
+            Ok(end) => end,
+            Err(refused) => {
+                let (start, end) = self.look_when_full(paid, count_min, align, HOLE_MAX).ok_or(refused)?;
+                self.search = end;
+                self.take(start, end);
+                return Ok(());
+            }
+        };
         self.search = end;
         self.take(fresh, end);
         self.publish();
@@ -805,10 +846,27 @@ impl Heap {
         found
     }
 
-    /// Whether a search of the whole area is paid for and promises enough: `DENSE`, `LOOK_SHARE`.
+    /// Whether a search of the whole area is paid for: `LOOK_SHARE`.
+    fn look_is_paid(&self) -> bool {
+        let high = self.small.high;
+        high != 0 && self.taken.wrapping_sub(self.looked_at) >= (high / LOOK_SHARE) as u64
+    }
+
+    /// The whole area is searched, however dense, when it cannot grow. What is refused pays for the next look, or an area
+    /// that was full once would never be looked at again.
+    fn look_when_full(&mut self, paid: bool, count: usize, align: usize, longest: usize) -> Option<(usize, usize)> {
+        self.taken = self.taken.wrapping_add(count as u64);
+        if !paid && !self.look_is_paid() {
+            return None;
+        }
+        self.looked_at = self.taken;
+        self.walk(0, count, align, longest)
+    }
+
+    /// Whether a search of the whole area is paid for and promises enough: `DENSE`.
     fn may_look_again(&mut self) -> bool {
         let high = self.small.high;
-        if high == 0 || self.taken.wrapping_sub(self.looked_at) < (high / LOOK_SHARE) as u64 {
+        if !self.look_is_paid() {
             return false;
         }
         self.looked_at = self.taken;
@@ -871,18 +929,21 @@ impl Heap {
     fn alloc_long(&mut self, count: usize, align: usize) -> Result<*mut u8, Refused> {
         let step = align / GRANULE;
         let need = count.wrapping_add(step);
+        let mut paid = false;
         let mut found = self.walk(self.search_long, count, step, need);
         if found.is_none() {
             self.search_long = self.small.high;
+            paid = self.look_is_paid();
             if self.may_look_again() {
                 found = self.walk(0, count, step, need);
             }
         }
         if found.is_none() {
             let high = self.small.high;
-            if self.pos != 1 && self.granule(self.end) == high {
+            let at_top = self.pos != 1 && self.granule(self.end) == high;
+            let longer = at_top.then(|| self.grow(high, high.wrapping_add(need.max(FRESH)), high.wrapping_add(need)));
+            if let Some(Ok(end)) = longer {
                 // The hole is the last of the area: lengthen it.
-                let end = self.grow(high, high.wrapping_add(need.max(FRESH)), high.wrapping_add(need))?;
                 self.map.set(high, end);
                 self.end = self.addr(end);
                 self.used(high, end);
@@ -890,9 +951,11 @@ impl Heap {
                 self.publish();
                 return Ok(self.bump_any(count, align));
             }
-            let end = self.grow(high, high.wrapping_add(need), high.wrapping_add(need))?;
+            found = match self.grow(high, high.wrapping_add(need), high.wrapping_add(need)) {
+                Ok(end) => Some((high, end)),
+                Err(refused) => Some(self.look_when_full(paid, count, step, need).ok_or(refused)?),
+            };
             self.publish();
-            found = Some((high, end));
         }
         let Some((start, _)) = found else {
             return Err(Refused::NoRoom);
@@ -1000,7 +1063,7 @@ impl Heap {
         }
         let (have, want) = (granules(old), granules(new));
         // A block that grows into a line must begin at one.
-        if new > SMALL_MAX || (want > have && addr % scope_align(new, 1) != 0) {
+        if new > SMALL_MAX || (new > old && addr % scope_align(new, 1) != 0) {
             return false;
         }
         if have == want {

@@ -18,7 +18,7 @@
 //! no backing, no std, no user code.
 
 use crate::heap::{Freed, Heap, Kind, Ticket};
-use crate::layout::{granules, units, GRANULE, SMALL_ALIGN_MAX, SMALL_MAX, UNIT};
+use crate::layout::{granules, scope_align, units, GRANULE, SMALL_ALIGN_MAX, SMALL_MAX, UNIT};
 use crate::ledger::Ledger;
 use crate::live_map::LiveMap;
 use crate::segment::{self, NoSegment};
@@ -374,7 +374,7 @@ pub fn resize(addr: usize, old: usize, new: usize) -> Option<()> {
         if heap.owns(addr) {
             let done = heap.resize(addr, old, new);
             if done && heap.is_counting() {
-                with_ledger(slot, |ledger| ledger.resized(addr, new));
+                with_ledger(slot, |ledger| ledger.resized(addr, old, new));
             }
             return done.then_some(());
         }
@@ -395,7 +395,7 @@ fn resize_remote(addr: usize, old: usize, new: usize) -> Option<()> {
         return (units(new) <= have && units(new) >= have / 2).then_some(());
     }
     let (have, want) = (granules(old), granules(new));
-    if want > have {
+    if want > have || (new > old && addr % scope_align(new, 1) != 0) {
         return None;
     }
     if want < have {

@@ -1,0 +1,381 @@
+//! What happens when memory is refused: address space, pages, and the backing itself. Nothing is lost, nothing panics,
+//! and the figures say why the arena did not serve.
+
+mod support;
+
+use std::alloc::{alloc, alloc_zeroed, dealloc, realloc, GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use stepalloc::{arena_scope, arena_scope_report, outside_scope, stats, ArenaScope, StepAlloc};
+use support::{child_passes, figure, role, set_limit, status_bytes, stock_backing, Block, Random};
+
+#[global_allocator]
+static GLOBAL: StepAlloc<Refusing> = StepAlloc::with_backing(Refusing);
+
+/// A backing that refuses every n-th request of a thread that asks for it; 0 refuses none.
+struct Refusing;
+
+thread_local! {
+    static REFUSE: Cell<usize> = const { Cell::new(0) };
+    static ASKED: Cell<usize> = const { Cell::new(0) };
+    static REFUSED: Cell<usize> = const { Cell::new(0) };
+}
+
+impl Refusing {
+    fn refuses(&self) -> bool {
+        let every = REFUSE.get();
+        if every == 0 {
+            return false;
+        }
+        ASKED.set(ASKED.get() + 1);
+        let refused = ASKED.get() % every == 0;
+        REFUSED.set(REFUSED.get() + usize::from(refused));
+        refused
+    }
+}
+
+// SAFETY: passes everything on to `System`, or answers null.
+unsafe impl GlobalAlloc for Refusing {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if self.refuses() {
+            return std::ptr::null_mut();
+        }
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, p: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(p, layout) }
+    }
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        if self.refuses() {
+            return std::ptr::null_mut();
+        }
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+    unsafe fn realloc(&self, p: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        if self.refuses() {
+            return std::ptr::null_mut();
+        }
+        // SAFETY: the caller's promise.
+        unsafe { System.realloc(p, layout, new_size) }
+    }
+}
+
+/// Runs `f` with every `n`-th request to the backing refused; how many were.
+fn refusing<R>(n: usize, f: impl FnOnce() -> R) -> (R, usize) {
+    REFUSED.set(0);
+    ASKED.set(0);
+    REFUSE.set(n);
+    let result = f();
+    REFUSE.set(0);
+    (result, REFUSED.get())
+}
+
+/// Steps with small blocks that must be served, by whomever, and large ones that may be refused; all verified.
+fn steps(random: &mut Random) {
+    let mut kept: Vec<Block> = Vec::with_capacity(64);
+    for step in 0..30 {
+        let scope = ArenaScope::enter();
+        let mut blocks: Vec<Block> = Vec::with_capacity(40);
+        for _ in 0..40 {
+            blocks.push(Block::new(random.size(500), 8));
+            if random.below(3) == 0 {
+                drop(blocks.swap_remove(random.below(blocks.len())));
+            }
+            if let Some(block) = blocks.last_mut() {
+                assert!(block.resize(random.size(500)));
+            }
+        }
+        let large: Vec<Option<Block>> = (15..22).map(|bits| Block::try_new(1 << bits, 64)).collect();
+        large.iter().flatten().for_each(Block::verify);
+        blocks.iter().for_each(Block::verify);
+        if kept.len() == kept.capacity() {
+            kept.clear();
+        }
+        kept.extend(blocks.pop());
+        if step % 3 == 0 {
+            drop(scope);
+            drop(blocks);
+        }
+    }
+}
+
+#[test]
+fn address_space_is_refused_from_nothing_left_up() {
+    if let Some(role) = role() {
+        let spare: u64 = role.parse().unwrap();
+        stock_backing(&[32, 64, 128, 256, 512, 1024, 4096], 400);
+        let mut random = Random(7 + spare);
+        set_limit(libc::RLIMIT_AS, status_bytes("VmSize:") as u64 + spare);
+        steps(&mut random);
+        let ((), report) = arena_scope_report(|| steps(&mut random));
+        set_limit(libc::RLIMIT_AS, libc::RLIM_INFINITY);
+        let stats = stats();
+        println!(
+            "reserved={} no_reservation={} total={} complete={} seen={} blocks={}",
+            stats.reserved_bytes,
+            stats.fallbacks.no_reservation,
+            stats.fallbacks.total(),
+            u8::from(report.complete),
+            report.fallbacks.no_reservation,
+            report.blocks,
+        );
+        return;
+    }
+    const MIB: u64 = 1 << 20;
+    let spares = [
+        0,
+        65_536,
+        MIB,
+        5 * MIB,
+        20 * MIB,
+        34 * MIB,
+        50 * MIB,
+        70 * MIB,
+        140 * MIB,
+        600 * MIB,
+        3 << 30,
+        40 << 30,
+        1 << 45,
+    ];
+    let (mut last, mut small, mut partly) = (0, 0, 0);
+    for spare in spares {
+        let text = child_passes("address_space_is_refused_from_nothing_left_up", &spare.to_string());
+        let reserved = figure(&text, "reserved");
+        assert!(reserved >= last, "more room, smaller reservation: {spare} {text}");
+        assert!(reserved <= spare / 2, "{spare}: {text}");
+        last = reserved;
+        if reserved == 0 {
+            assert!(figure(&text, "no_reservation") > 1_000, "{spare}: {text}");
+            if figure(&text, "complete") == 1 {
+                assert!(figure(&text, "seen") > 500, "the report shows it: {spare} {text}");
+            }
+            small += 1;
+        } else {
+            assert!(figure(&text, "blocks") > 500, "the arena serves: {spare} {text}");
+            partly += u32::from(reserved < 1 << 40);
+        }
+        if spare == 1 << 45 {
+            assert_eq!(figure(&text, "total"), 0, "{text}");
+            assert!(reserved > 1 << 40, "{text}");
+        }
+    }
+    assert!(
+        small >= 3 && partly >= 3,
+        "both sides of the edge were walked: {small} {partly}"
+    );
+}
+
+#[test]
+fn commit_is_refused_half_way() {
+    if let Some(role) = role() {
+        let (kind, spare) = role.split_once(' ').unwrap();
+        let (size, count) = if kind == "small" { (1000, 12_000) } else { (50_000, 400) };
+        let mut blocks: Vec<Block> = Vec::with_capacity(count);
+        drop(arena_scope(|| Block::new(size, 8)));
+        // The backing sees large blocks with an alignment of 64, which needs a little more room.
+        stock_backing(&[size + 128], count);
+        let before = stats().fallbacks;
+        set_limit(
+            libc::RLIMIT_DATA,
+            status_bytes("VmData:") as u64 + spare.parse::<u64>().unwrap(),
+        );
+        arena_scope(|| {
+            while blocks.len() < count {
+                // The backing's stock may run out too: then the answer is null.
+                let Some(block) = Block::try_new(size, 8) else { break };
+                blocks.push(block);
+            }
+        });
+        let refused = stats().fallbacks.commit_refused - before.commit_refused;
+        blocks.iter().for_each(Block::verify);
+        let reached = blocks.len();
+        blocks.clear();
+        // What is committed serves on.
+        let held = stats().fallbacks;
+        arena_scope(|| blocks.extend((0..15).map(|_| Block::new(size, 8))));
+        blocks.clear();
+        let held = stats().fallbacks.total() - held.total();
+        // And so does all of it when the limit is gone.
+        set_limit(libc::RLIMIT_DATA, libc::RLIM_INFINITY);
+        let freed = stats().fallbacks;
+        arena_scope(|| blocks.extend((0..count).map(|_| Block::new(size, 8))));
+        let freed = stats().fallbacks.total() - freed.total();
+        println!("refused={refused} reached={reached} held={held} after={freed}");
+        return;
+    }
+    for kind in ["small", "large"] {
+        for spare in [0, 40 << 10, 200 << 10, 1_200 << 10, 2_100 << 10, 5_000 << 10] {
+            let text = child_passes("commit_is_refused_half_way", &format!("{kind} {spare}"));
+            assert!(figure(&text, "refused") > 0, "{kind} {spare}: {text}");
+            assert!(figure(&text, "reached") > 40, "{kind} {spare}: {text}");
+            assert_eq!(figure(&text, "held"), 0, "{kind} {spare}: {text}");
+            assert_eq!(figure(&text, "after"), 0, "{kind} {spare}: {text}");
+        }
+    }
+}
+
+/// All four methods with layouts that nobody can serve: null, and the block at hand stays as it was.
+fn monstrous_layouts_are_refused() {
+    const MOST: usize = isize::MAX as usize;
+    let mut tried = 0;
+    for less in [
+        0,
+        1,
+        14,
+        15,
+        16,
+        17,
+        62,
+        63,
+        64,
+        65,
+        127,
+        4_094,
+        4_095,
+        4_096,
+        8_192,
+        1 << 20,
+        1 << 30,
+    ] {
+        for align in [1, 2, 16, 32, 64, 128, 4_096, 8_192, 1 << 20, 1 << 30] {
+            let size = MOST - less;
+            let Ok(layout) = Layout::from_size_align(size, align) else {
+                continue;
+            };
+            tried += 1;
+            // SAFETY: the layout has a size.
+            assert!(unsafe { alloc(layout) }.is_null(), "{layout:?}");
+            // SAFETY: as above.
+            assert!(unsafe { alloc_zeroed(layout) }.is_null(), "{layout:?}");
+            for have in [1, 40, 64, 3_000, 50_000, 200_000] {
+                let mut block = Block::new(have, align.min(4_096));
+                if Layout::from_size_align(size, align.min(4_096)).is_ok() {
+                    assert!(!block.resize(size), "{layout:?}");
+                }
+            }
+        }
+    }
+    assert!(tried > 40, "{tried}");
+    // Alignments that no segment can give, small sizes.
+    for bits in [37, 40, 45, 62] {
+        let layout = Layout::from_size_align(8, 1 << bits).unwrap();
+        // SAFETY: the layout has a size, and what is handed out is handed back.
+        unsafe {
+            for p in [alloc(layout), alloc_zeroed(layout)] {
+                if !p.is_null() {
+                    assert_eq!(p.addr() % (1 << bits), 0);
+                    dealloc(p, layout);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn layouts_near_the_end_of_the_address_space_are_refused_outside_scopes() {
+    monstrous_layouts_are_refused();
+}
+
+#[test]
+fn layouts_near_the_end_of_the_address_space_are_refused_in_scopes() {
+    arena_scope(monstrous_layouts_are_refused);
+    arena_scope(|| arena_scope(|| outside_scope(monstrous_layouts_are_refused)));
+}
+
+#[test]
+fn layouts_near_the_end_of_the_address_space_are_refused_in_counted_scopes() {
+    let ((), report) = arena_scope_report(monstrous_layouts_are_refused);
+    assert!(report.complete && report.fallbacks.no_room > 100, "{report:?}");
+    assert_eq!(report.escapees, 0);
+}
+
+#[test]
+fn a_backing_that_refuses_everything_yields_null_and_loses_nothing() {
+    let mut kept: Vec<Block> = Vec::with_capacity(8);
+    kept.extend([1, 64, 1_000, 2_040, 3_000, 100_000].map(|size| Block::new(size, 8)));
+    let ((), refused) = refusing(1, || {
+        for size in [1, 100, 2_047, 2_048, 10_000, 131_071] {
+            for align in [1, 16, 64, 4_096] {
+                let layout = Layout::from_size_align(size, align).unwrap();
+                // SAFETY: the layout has a size.
+                unsafe { assert!(alloc(layout).is_null() && alloc_zeroed(layout).is_null()) };
+            }
+        }
+        for block in &mut kept {
+            // Growth below both thresholds, across the alignment threshold, and shrinking: all asked of the backing.
+            for size in [5, 200, 1_500, 2_500, 60_000, 120_000] {
+                assert!(!block.resize(size));
+            }
+        }
+    });
+    assert_eq!(refused, 6 * 4 * 2 + 6 * 6);
+    // In a scope the backing is not asked, and large blocks have spans outside too.
+    let ((), refused) = refusing(1, || {
+        let large = Block::new(200_000, 64);
+        let small = arena_scope(|| {
+            [
+                Block::new(1, 1),
+                Block::new(1_000, 8),
+                Block::new(30_000, 8),
+                Block::new(1 << 20, 8),
+            ]
+        });
+        drop((large, small));
+    });
+    assert_eq!(refused, 0);
+    // A block of the backing that grows into a span moves there.
+    let ((), refused) = refusing(1, || {
+        for block in &mut kept {
+            assert!(block.resize(140_000));
+        }
+    });
+    assert_eq!(refused, 0);
+}
+
+#[test]
+fn what_the_arena_cannot_serve_and_the_backing_refuses_is_null() {
+    let (report, refused) = refusing(1, || {
+        let layout = Layout::from_size_align(1 << 40, 8).unwrap();
+        let scope = ArenaScope::enter_counted();
+        let mut block = Block::new(100, 8);
+        // SAFETY: the layout has a size.
+        unsafe { assert!(alloc(layout).is_null() && alloc_zeroed(layout).is_null()) };
+        assert!(!block.resize(1 << 40));
+        // SAFETY: `realloc` has left a block of its own alone before; here one of the arena's is asked to grow.
+        unsafe {
+            let own = Layout::from_size_align(100_000, 8).unwrap();
+            let p = alloc(own);
+            assert!(!p.is_null() && realloc(p, own, 1 << 40).is_null());
+            dealloc(p, own);
+        }
+        drop(block);
+        scope.leave()
+    });
+    assert_eq!((refused, report.fallbacks.no_room, report.fallbacks.total()), (4, 4, 4));
+}
+
+#[test]
+fn a_backing_that_refuses_now_and_then_corrupts_nothing() {
+    for every in [2, 3, 7, 50] {
+        let mut random = Random(every as u64);
+        let mut blocks: Vec<Block> = Vec::with_capacity(100);
+        let ((), refused) = refusing(every, || {
+            for _ in 0..5_000 {
+                let scope = (random.below(2) == 0).then(ArenaScope::enter);
+                match random.below(4) {
+                    0 | 1 if blocks.len() < 100 => blocks.extend(Block::try_new(random.size(200_000), 8)),
+                    2 if !blocks.is_empty() => {
+                        let which = random.below(blocks.len());
+                        blocks[which].resize(random.size(200_000));
+                    }
+                    _ if !blocks.is_empty() => drop(blocks.swap_remove(random.below(blocks.len()))),
+                    _ => {}
+                }
+                drop(scope);
+            }
+        });
+        assert!(refused > 20, "{every}: {refused}");
+    }
+}

@@ -1,0 +1,264 @@
+//! The figures: every byte in one class, exact where that is promised; and memory that goes back to the system, on demand,
+//! with a thread's end, and by itself.
+
+mod support;
+
+use serial_test::serial;
+use std::thread;
+use std::time::{Duration, Instant};
+use stepalloc::{arena_scope, heap_stats, outside_scope, scope_depth, stats, trim, ArenaScope, HeapStats, StepAlloc};
+use support::{in_thread, resident, Block, Random};
+
+#[global_allocator]
+static GLOBAL: StepAlloc = StepAlloc::new();
+
+/// The sums that the docs show.
+fn sums_hold() -> HeapStats {
+    let stats = stats();
+    assert_eq!(
+        stats.reserved_bytes,
+        stats.committed_bytes + stats.uncommitted_bytes,
+        "{stats:?}"
+    );
+    let classes = stats.table_bytes + stats.in_use_bytes + stats.pinned_bytes + stats.free_bytes;
+    assert_eq!(stats.committed_bytes, classes, "{stats:?}");
+    assert!(stats.segments <= stats.segments_peak);
+    let heap = heap_stats();
+    let classes = heap.table_bytes + heap.in_use_bytes + heap.pinned_bytes + heap.free_bytes;
+    assert_eq!(heap.committed_bytes, classes, "{heap:?}");
+    assert_eq!(heap.in_use_bytes, heap.small_in_use_bytes + heap.large_in_use_bytes);
+    assert!(heap.committed_bytes <= heap.reserved_bytes && heap.committed_bytes <= stats.committed_bytes);
+    heap
+}
+
+#[test]
+#[serial]
+fn a_thread_without_an_arena_has_none() {
+    in_thread(|| {
+        drop(Block::new(1_000, 8));
+        let heap = sums_hold();
+        assert!(!heap.has_segment);
+        assert_eq!(
+            (
+                heap.reserved_bytes,
+                heap.committed_bytes,
+                heap.depth,
+                heap.scopes_entered
+            ),
+            (0, 0, 0, 0)
+        );
+    });
+}
+
+#[test]
+#[serial]
+fn a_thread_s_figures_are_exact() {
+    in_thread(|| {
+        arena_scope(|| drop(Block::new(100, 8)));
+        let before = sums_hold();
+        let mut blocks = Vec::with_capacity(3_000);
+        let (mut small, mut large) = (0, 0);
+        let mut random = Random(6);
+        for round in 0..3_000 {
+            let size = random.size(100_000);
+            let scope = ArenaScope::enter();
+            blocks.push(Block::new(size, 8));
+            drop(scope);
+            match size {
+                0..=32_768 => small += size.next_multiple_of(16),
+                _ => large += size.next_multiple_of(4_096),
+            }
+            while blocks.len() > 200 || random.below(3) == 0 && !blocks.is_empty() {
+                let block = blocks.swap_remove(random.below(blocks.len()));
+                match block.size() {
+                    size @ 0..=32_768 => small -= size.next_multiple_of(16),
+                    size => large -= size.next_multiple_of(4_096),
+                }
+                // Some are freed by another thread: folded in when asked.
+                if random.below(50) == 0 {
+                    in_thread(|| drop(block));
+                }
+            }
+            if round % 20 == 0 {
+                let heap = sums_hold();
+                assert_eq!(heap.small_in_use_bytes - before.small_in_use_bytes, small);
+                assert_eq!(heap.large_in_use_bytes - before.large_in_use_bytes, large);
+            }
+        }
+        blocks.clear();
+        let heap = sums_hold();
+        assert_eq!(heap.in_use_bytes, before.in_use_bytes);
+        assert_eq!(heap.scopes_entered, before.scopes_entered + 3_000);
+    });
+}
+
+#[test]
+#[serial]
+fn process_totals_add_up_while_other_threads_work() {
+    let before = stats();
+    thread::scope(|scope| {
+        for seed in 1..4 {
+            scope.spawn(move || {
+                let mut random = Random(seed);
+                for _ in 0..150 {
+                    arena_scope(|| drop((0..40).map(|_| Block::new(random.size(80_000), 8)).collect::<Vec<_>>()));
+                }
+            });
+        }
+        for _ in 0..50 {
+            sums_hold();
+        }
+    });
+    let after = stats();
+    assert_eq!(after.scopes_entered, before.scopes_entered + 450);
+    assert!(after.segments_peak >= 2 && after.segments <= after.segments_peak);
+}
+
+#[test]
+#[serial]
+fn totals_see_escapees_and_their_end() {
+    let before = stats();
+    let kept: Vec<Block> = in_thread(|| arena_scope(|| (0..100).map(|_| Block::new(10_000, 8)).collect()));
+    let with = stats();
+    assert!(
+        with.in_use_bytes >= before.in_use_bytes + 1_000_000,
+        "{before:?} {with:?}"
+    );
+    // Each keeps parts of pages from being given back.
+    assert!(with.pinned_bytes > before.pinned_bytes);
+    assert_eq!(with.segments, before.segments);
+    drop(kept);
+    let after = stats();
+    assert!(after.in_use_bytes <= before.in_use_bytes, "{before:?} {after:?}");
+}
+
+#[test]
+#[serial]
+fn depth_and_scopes_entered_are_told() {
+    in_thread(|| {
+        arena_scope(|| {
+            arena_scope(|| {
+                assert_eq!((heap_stats().depth, scope_depth()), (2, 2));
+                outside_scope(|| assert_eq!(heap_stats().depth, 0));
+            });
+        });
+        assert_eq!(heap_stats().scopes_entered, 3);
+    });
+}
+
+#[test]
+#[serial]
+fn trim_gives_back_what_it_says_and_resident_memory_falls() {
+    in_thread(|| {
+        trim();
+        let keep = arena_scope(|| {
+            let small: Vec<Block> = (0..30_000).map(|_| Block::new(1_000, 8)).collect();
+            let large: Vec<Block> = (0..100).map(|_| Block::new(400_000, 8)).collect();
+            drop((small, large));
+            [Block::new(1_000, 8), Block::new(100_000, 8)]
+        });
+        let before = resident();
+        let given = trim();
+        let after = resident();
+        assert!(given > 60_000_000, "{given}");
+        let fell = before.saturating_sub(after);
+        assert!(fell.abs_diff(given) < 4 << 20, "{fell} and {given}");
+        assert!(trim() < 1 << 20, "there is no more");
+        drop(keep);
+        sums_hold();
+        arena_scope(|| drop(Block::new(50_000, 8)));
+    });
+}
+
+#[test]
+#[serial]
+fn trim_in_a_scope_leaves_its_blocks_and_their_places_alone() {
+    in_thread(|| {
+        arena_scope(|| drop((0..2_000).map(|_| Block::new(5_000, 8)).collect::<Vec<_>>()));
+        let scope = ArenaScope::enter();
+        let mut blocks: Vec<Block> = (0..500).map(|n| Block::new(1 + n * 40, 8)).collect();
+        blocks.retain(|block| block.size() % 3 != 0);
+        trim();
+        blocks.iter().for_each(Block::verify);
+        blocks.extend((0..500).map(|n| Block::new(1 + n * 40, 8)));
+        trim();
+        blocks.iter().for_each(Block::verify);
+        drop(scope);
+        drop(blocks);
+        sums_hold();
+    });
+}
+
+#[test]
+#[serial]
+fn trim_reaches_the_memory_of_ended_threads() {
+    // Each block freed here is too little to wake anybody.
+    trim();
+    let blocks: Vec<Block> = in_thread(|| arena_scope(|| (0..20).map(|_| Block::new(45_000, 8)).collect()));
+    drop(blocks);
+    let given = trim();
+    assert!(given > 700_000, "{given}");
+}
+
+#[test]
+#[serial]
+fn memory_that_no_step_uses_comes_back_without_a_call() {
+    in_thread(|| {
+        trim();
+        let start = resident();
+        arena_scope(|| {
+            let small: Vec<Block> = (0..40_000).map(|_| Block::new(1_000, 8)).collect();
+            let large: Vec<Block> = (0..40).map(|_| Block::new(1 << 20, 64)).collect();
+            drop((small, large));
+        });
+        let full = resident();
+        assert!(full > start + (60 << 20));
+        // Small steps go on; what the large one used has not been since.
+        let began = Instant::now();
+        let mut fell = 0;
+        while fell < 60 << 20 && began.elapsed() < Duration::from_secs(12) {
+            for _ in 0..20 {
+                arena_scope(|| {
+                    drop((0..40).map(|_| Block::new(40_000, 8)).collect::<Vec<_>>());
+                    drop((0..40).map(|_| Block::new(5_000, 8)).collect::<Vec<_>>());
+                });
+            }
+            thread::sleep(Duration::from_millis(20));
+            fell = full.saturating_sub(resident());
+        }
+        assert!(
+            fell >= 60 << 20,
+            "{} of {} MiB came back",
+            fell >> 20,
+            (full - start) >> 20
+        );
+        assert!(
+            began.elapsed() > Duration::from_millis(900),
+            "what was just used stays warm for a while"
+        );
+    });
+}
+
+#[test]
+#[serial]
+fn steps_that_go_on_keep_their_memory() {
+    in_thread(|| {
+        let step = || {
+            arena_scope(|| {
+                drop((0..40).map(|_| Block::new(200_000, 8)).collect::<Vec<_>>());
+                drop((0..400).map(|_| Block::new(3_000, 8)).collect::<Vec<_>>());
+            });
+        };
+        let began = Instant::now();
+        (0..10).for_each(|_| step());
+        let before = support::faults();
+        let mut steps = 0;
+        while began.elapsed() < Duration::from_millis(3_500) {
+            step();
+            steps += 1;
+            thread::sleep(Duration::from_millis(10));
+        }
+        let faults = support::faults() - before;
+        assert!(steps > 20 && faults < 200, "{faults} faults in {steps} steps");
+    });
+}
