@@ -10,8 +10,9 @@ mod sys;
 // Layer 2: owned memory.
 mod live_map;
 mod marks;
-mod segment;
 mod spans;
+// A segment's header keeps the state of the spans.
+mod segment;
 // Layer 3: allocators; they know no threads and no globals.
 mod heap;
 mod ledger;
