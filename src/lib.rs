@@ -24,6 +24,8 @@ mod scope;
 mod stats;
 
 pub use error::AllocError;
+#[doc(hidden)]
+pub use global::in_arena;
 pub use global::{is_installed, StepAlloc};
 pub use scope::{
     arena_scope, arena_scope_report, outside_scope, scope_depth, ArenaScope, CountedScope, Fallbacks, ScopeReport,
