@@ -480,6 +480,15 @@ impl Heap {
                 .is_some_and(|frame| frame.serial == ticket.serial)
     }
 
+    /// The ticket's frame and where it is: at its index, or below it if frames under a suspension have ended.
+    fn find(&self, ticket: Ticket) -> Option<(usize, Frame)> {
+        let below = ticket.index.saturating_add(1).min(self.depth);
+        let mut frames = self.frames.iter().take(below).enumerate().rev();
+        frames
+            .find(|(_, frame)| frame.serial == ticket.serial)
+            .map(|(index, frame)| (index, *frame))
+    }
+
     #[inline(never)]
     fn leave_slow(&mut self, ticket: Ticket) {
         if ticket.index == DEEPER {
@@ -489,18 +498,15 @@ impl Heap {
         if ticket.index == DEEPER_OUTSIDE {
             return self.leave_deeper_outside(ticket.serial);
         }
-        if !self.is_open(ticket) {
-            return;
-        }
-        let Some(&frame) = self.frames.get(ticket.index) else {
+        let Some((at, frame)) = self.find(ticket) else {
             return;
         };
         self.show();
-        let mut kept = ticket.index;
-        for index in ticket.index..self.depth {
+        let mut kept = at;
+        for index in at..self.depth {
             let Some(&above) = self.frames.get(index) else { break };
             // A suspension is a closure that is still running: it stays, whichever frame below it ends.
-            if above.kind == Kind::Outside && index != ticket.index {
+            if above.kind == Kind::Outside && index != at {
                 if let Some(slot) = self.frames.get_mut(kept) {
                     *slot = above;
                     kept = kept.wrapping_add(1);
