@@ -6,9 +6,10 @@
 
 mod support;
 
+use serial_test::serial;
 use std::alloc::Layout;
 use std::cell::RefCell;
-use std::sync::mpsc::{channel, Receiver, Sender};
+use std::sync::mpsc::{channel, sync_channel, Receiver, Sender};
 use std::thread;
 use stepalloc::{outside_scope, ArenaScope, StepAlloc};
 use support::block::Block;
@@ -142,7 +143,7 @@ fn generation(seed: u64, threads: usize, steps: usize) {
     let half = left.split_off(left.len() / 2);
     let last = thread::spawn(move || {
         let _scope = ArenaScope::enter();
-        let _own = Block::make(&ARENA, Layout::new::<[u64; 20]>(), 1, false).free(&ARENA);
+        Block::make(&ARENA, Layout::new::<[u64; 20]>(), 1, false).free(&ARENA);
         half.into_iter().rev().for_each(|block| block.free(&ARENA));
     });
     left.into_iter().for_each(|mut block| {
@@ -155,12 +156,14 @@ fn generation(seed: u64, threads: usize, steps: usize) {
     last.join().unwrap();
 }
 
+/// Bytes of live blocks in all arenas. Exact while no other thread has one: the tests of this file run one by one.
 fn in_use() -> usize {
     stepalloc::trim();
     stepalloc::stats().in_use_bytes
 }
 
 #[test]
+#[serial]
 fn escapees_of_living_and_dead_threads() {
     let seed = support::chaos::seed();
     for round in 0..50 {
@@ -173,4 +176,36 @@ fn escapees_of_living_and_dead_threads() {
         stats.fallbacks.no_room + stats.fallbacks.no_segment + stats.fallbacks.commit_refused,
         0
     );
+}
+
+/// Memory that other threads free must come round again in its maker's arena: a producer makes a thousand times what is
+/// ever live at once, a consumer frees all of it, and the producer's arena stays small.
+#[test]
+#[serial]
+fn memory_freed_by_others_comes_round() {
+    let (to_consumer, from_producer) = sync_channel::<Block>(200);
+    let consumer = thread::spawn(move || from_producer.into_iter().for_each(|block| block.free(&ARENA)));
+    let producer = thread::spawn(move || {
+        let mut random = Random::new(support::chaos::seed());
+        let _scope = ArenaScope::enter();
+        // Small and large blocks stand in areas of their own: bytes made there, lowest and highest address.
+        let mut areas = [(0, usize::MAX, 0); 2];
+        for id in 0..100_000 {
+            let size = if id % 64 == 0 { 100_000 } else { random.size(10) };
+            let block = Block::make(&ARENA, Layout::from_size_align(size, 8).unwrap(), id, false);
+            let (made, low, high) = &mut areas[usize::from(size == 100_000)];
+            let at = block.ptr().addr();
+            (*made, *low, *high) = (*made + size, at.min(*low), (at + size).max(*high));
+            to_consumer.send(block).unwrap();
+        }
+        for (made, low, high) in areas {
+            assert!(
+                (high - low) * 6 < made,
+                "{} bytes used for {made} that were made",
+                high - low
+            );
+        }
+    });
+    producer.join().unwrap();
+    consumer.join().unwrap();
 }
