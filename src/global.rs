@@ -328,3 +328,9 @@ pub fn is_installed() -> bool {
         }
     }
 }
+
+/// Whether an arena, not the backing, made the block at `p`. For tests that count what was really served.
+#[doc(hidden)]
+pub fn in_arena(p: *const u8) -> bool {
+    segment::contains(p.addr())
+}

@@ -10,8 +10,9 @@ mod sys;
 // Layer 2: owned memory.
 mod live_map;
 mod marks;
-mod segment;
 mod spans;
+// A segment's header keeps the state of the spans.
+mod segment;
 // Layer 3: allocators; they know no threads and no globals.
 mod heap;
 mod ledger;
@@ -23,6 +24,8 @@ mod scope;
 mod stats;
 
 pub use error::AllocError;
+#[doc(hidden)]
+pub use global::in_arena;
 pub use global::{is_installed, StepAlloc};
 pub use scope::{
     arena_scope, arena_scope_report, outside_scope, scope_depth, ArenaScope, CountedScope, Fallbacks, ScopeReport,

@@ -2,6 +2,12 @@
 //! says about memory.
 #![allow(dead_code)] // each test file is its own crate and uses a part of this
 
+pub mod block;
+pub mod chaos;
+pub mod random;
+pub mod shadow;
+pub mod workload;
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::process::{Command, Output};
 
