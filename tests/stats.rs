@@ -53,7 +53,7 @@ fn a_thread_without_an_arena_has_none() {
 
 #[test]
 #[serial]
-fn a_thread_s_figures_are_exact() {
+fn the_figures_of_a_thread_are_exact() {
     in_thread(|| {
         arena_scope(|| drop(Block::new(100, 8)));
         let before = sums_hold();
