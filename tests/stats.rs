@@ -98,21 +98,22 @@ fn the_figures_of_a_thread_are_exact() {
 fn process_totals_add_up_while_other_threads_work() {
     let before = stats();
     let all_have_segments = Barrier::new(3);
-    thread::scope(|scope| {
-        for seed in 1..4 {
-            let all_have_segments = &all_have_segments;
-            scope.spawn(move || {
-                let mut random = Random(seed);
-                arena_scope(|| drop(Block::new(100, 8)));
-                all_have_segments.wait();
-                for _ in 0..150 {
-                    arena_scope(|| drop((0..40).map(|_| Block::new(random.size(80_000), 8)).collect::<Vec<_>>()));
-                }
-            });
+    let work = |seed| {
+        let mut random = Random(seed);
+        arena_scope(|| drop(Block::new(100, 8)));
+        all_have_segments.wait();
+        for _ in 0..150 {
+            arena_scope(|| drop((0..40).map(|_| Block::new(random.size(80_000), 8)).collect::<Vec<_>>()));
         }
+    };
+    let work = &work;
+    thread::scope(|scope| {
+        let threads: Vec<_> = (1..4).map(|seed| scope.spawn(move || work(seed))).collect();
         for _ in 0..50 {
             sums_hold();
         }
+        // By handle: only that waits for thread-local destructors, which publish the last counts.
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
     });
     let after = stats();
     assert_eq!(after.scopes_entered, before.scopes_entered + 453);
