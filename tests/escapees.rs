@@ -133,9 +133,10 @@ fn generation(seed: u64, threads: usize, steps: usize) {
         })
     };
     let workers: Vec<_> = inboxes.into_iter().enumerate().map(start).collect();
+    // An inbox is emptied when nobody sends any more.
+    let ended: Vec<_> = workers.into_iter().map(|worker| worker.join().unwrap()).collect();
     let mut left = vec![];
-    for worker in workers {
-        let (blocks, inbox) = worker.join().unwrap();
+    for (blocks, inbox) in ended {
         left.extend(blocks);
         left.extend(inbox.try_iter());
     }
