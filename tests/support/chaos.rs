@@ -158,7 +158,7 @@ enum Around {
 fn act(thread: &Thread, random: &mut Random) -> Around {
     let open = thread.open.get();
     if open == 0 {
-        if !random.one_in(4) {
+        if !random.one_in(16) {
             thread.keep(Guard::Plain(ArenaScope::enter()));
         }
         return Around::Nothing;
