@@ -69,7 +69,7 @@ fn live(seed: u64, steps: usize, peers: &[Sender<Block>], inbox: &Receiver<Block
                 }
             }
             2..=6 => {
-                let (layout, id, zeroed) = (layout(&mut random), random.next(), random.one_in(4));
+                let (layout, id, zeroed) = (layout(&mut random), random.bits(), random.one_in(4));
                 let make = || Block::make(&ARENA, layout, id, zeroed);
                 blocks.push(if random.one_in(16) { outside_scope(make) } else { make() });
             }

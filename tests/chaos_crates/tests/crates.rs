@@ -31,7 +31,7 @@ fn text(number: usize) -> String {
 fn document(random: &mut Random, depth: usize) -> serde_json::Value {
     use serde_json::Value;
     match random.below(if depth == 0 { 4 } else { 7 }) {
-        0 => Value::from(random.next()),
+        0 => Value::from(random.bits()),
         1 => Value::from(text(random.below(1 << 20))),
         2 => Value::from(random.below(1 << 30) as f64 / 8.0),
         3 => Value::Null,
@@ -135,7 +135,7 @@ fn crossbeam_queues_and_epochs() {
     let (queue, shared) = (SegQueue::<String>::new(), epoch::Atomic::new(String::from("0-0")));
     repeat(5, |random| {
         let (sender, receiver) = channel::bounded::<(usize, String)>(16);
-        let number = random.next();
+        let number = random.bits();
         crossbeam::scope(|scope| {
             let handle = scope.spawn(|_| {
                 chaos::name_thread(number);
@@ -213,7 +213,7 @@ fn bytes_shared_and_split() {
     use bytes::{Buf, BufMut, Bytes, BytesMut};
     repeat(7, |random| {
         let mut buffer = BytesMut::with_capacity(random.size(12));
-        let numbers: Vec<u64> = (0..random.size(9)).map(|_| random.next()).collect();
+        let numbers: Vec<u64> = (0..random.size(9)).map(|_| random.bits()).collect();
         for number in &numbers {
             buffer.put_u64(*number);
         }
