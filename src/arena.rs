@@ -50,7 +50,10 @@ use core::alloc::Layout;
 use core::cell::{Cell, RefCell};
 use core::fmt;
 use core::ptr::{self, NonNull};
-use marks::{Mark, Marks, Place};
+use marks::{Marks, Place};
+
+/// The largest size and alignment that the fast path takes, bytes: it adds them without looking for a carry (B4).
+const MOST_FAST: usize = 1 << 30;
 
 /// What a block reserves unless told otherwise, bytes: the C library's 64 MiB. Only what is used is committed.
 const BLOCK_BYTES: usize = 64 << 20;
@@ -67,7 +70,8 @@ const MOST_ALIGN: usize = 4096;
 /// Allocation moves a position: O(1), and the memory stays the arena's until [`reset`](Arena::reset), the end of a
 /// [`scope`](Arena::scope), [`reset_to`](Arena::reset_to) or drop. Every block begins at a multiple of 64 unless the
 /// arena is built with another alignment. Memory comes from the system in blocks of 64 MiB that are reserved whole
-/// and committed as needed; `new` asks for none.
+/// and committed as needed; `new` asks for none. When an arena goes away its memory goes back to the system, but for at
+/// most 1 MiB in the process that waits for the next arena.
 ///
 /// Values put into the arena by reference are not dropped; [`alloc_boxed`](Arena::alloc_boxed) runs `Drop`.
 ///
@@ -86,6 +90,8 @@ const MOST_ALIGN: usize = 4096;
 /// assert_eq!(sum, 3000.0);
 /// assert_eq!(arena.stats().used_bytes, 0);
 /// ```
+// The fields of the fast paths come first, in this order, so that they share two cache lines.
+#[repr(C)]
 pub struct Arena {
     /// The next free byte (A1).
     position: Cell<*mut u8>,
@@ -93,25 +99,24 @@ pub struct Arena {
     end: Cell<*mut u8>,
     /// The arena's alignment less one.
     mask: usize,
-    /// The newest mark; its floor is A4's.
-    mark: Mark,
-    /// The serial of the last checkpoint made.
-    serial: Cell<u64>,
-    /// What a checkpoint of this arena carries.
-    id: u64,
-    /// The start of the current block; null without one.
-    start: Cell<*mut u8>,
-    /// Bytes in use in all blocks but the current one, and of it, what lies before `start` (nothing).
-    filled: Cell<usize>,
-    /// The most that `used_bytes` ever was, as of the last time that it went down.
-    peak: Cell<usize>,
+    /// The highest position since the current block or `filled` last changed.
+    high: Cell<*mut u8>,
     /// How many blocks of the list are in use (A2).
     in_use: Cell<usize>,
+    /// What a checkpoint of this arena carries.
+    id: u64,
+    /// Which checkpoints hold, and the floor of A4.
+    marks: Marks,
+    /// The start of the current block; null without one.
+    start: Cell<*mut u8>,
+    /// Bytes in use in all blocks but the current one.
+    filled: Cell<usize>,
+    /// The most that `used_bytes` was before the current block or `filled` last changed.
+    peak: Cell<usize>,
     /// Index of the current block; meaningless without one.
     current: Cell<usize>,
     max_bytes: usize,
     blocks: RefCell<Blocks>,
-    marks: RefCell<Marks>,
 }
 
 // SAFETY: the pointers lead to memory that the arena owns; moving it moves no borrow, since every reference into it
@@ -210,8 +215,8 @@ impl ArenaBuilder {
             position: Cell::new(ptr::null_mut()),
             end: Cell::new(ptr::null_mut()),
             mask: max(self.align, LEAST_ALIGN) - 1,
-            mark: Mark::none(ptr::null_mut()),
-            serial: Cell::new(0),
+            marks: Marks::new(),
+            high: Cell::new(ptr::null_mut()),
             // Relaxed: only the uniqueness of the number matters, and a read-modify-write gives that.
             id: LAST_ID.fetch_add(1, Ordering::Relaxed) + 1,
             start: Cell::new(ptr::null_mut()),
@@ -221,7 +226,6 @@ impl ArenaBuilder {
             current: Cell::new(0),
             max_bytes: self.max_bytes,
             blocks: RefCell::new(Blocks::new(self.source, self.block_size)),
-            marks: RefCell::new(Marks::new()),
         })
     }
 
@@ -379,7 +383,7 @@ impl Arena {
     #[inline]
     pub unsafe fn dealloc(&self, block: NonNull<u8>, layout: Layout) {
         if layout.size() != 0 && self.is_newest(block, layout.size()) {
-            self.note_peak();
+            self.note_high();
             self.position.set(self.with_addr(block.addr().get()));
         }
     }
@@ -443,7 +447,7 @@ impl Arena {
             return Ok(moved);
         }
         if old.size() != 0 && self.is_newest(block, old.size()) {
-            self.note_peak();
+            self.note_high();
             self.position
                 .set(self.with_addr(block.addr().get() + self.round_up(new.size())));
         }
@@ -515,28 +519,24 @@ impl Arena {
     /// assert_eq!(arena.stats().reserved_bytes, 0);
     /// ```
     pub fn reset_with(&mut self, retain: Retain) {
-        self.note_peak();
-        self.marks.get_mut().clear();
+        self.fold_peak();
+        let blocks = self.blocks.get_mut();
         match retain {
             Retain::All => {}
-            Retain::UpTo(bytes) => self.blocks.get_mut().retain(bytes),
-            Retain::None => self.blocks.get_mut().retain(0),
+            Retain::UpTo(bytes) => blocks.retain(bytes),
+            Retain::None => blocks.retain(0),
         }
-        let blocks = self.blocks.get_mut();
         // The first block becomes the current one at once, so that the next step starts on the fast path.
         let in_use = min(blocks.len(), 1);
-        let start = if in_use == 1 {
-            blocks.get(0).base().as_ptr()
-        } else {
-            ptr::null_mut()
+        let start = match in_use {
+            0 => ptr::null_mut(),
+            _ => blocks.get(0).base().as_ptr(),
         };
-        self.mark.set_none(start);
-        self.go_to(Place {
-            position: start,
-            in_use,
-            current: 0,
-            filled: 0,
-        });
+        self.marks.clear(start);
+        self.in_use.set(in_use);
+        self.current.set(0);
+        self.filled.set(0);
+        self.enter_block(start, start);
     }
 
     /// Marks where the arena is, to go back to it with [`reset_to`](Arena::reset_to): `ac_arena_save`.
@@ -559,16 +559,14 @@ impl Arena {
     #[inline]
     pub fn checkpoint(&self) -> Checkpoint {
         let position = self.position.get();
-        let serial = self.serial.get() + 1;
-        if self.mark.extend(serial, position) {
-            self.serial.set(serial);
-            return Checkpoint {
+        match self.marks.extend(position) {
+            Some(serial) => Checkpoint {
                 arena: self.id,
                 serial,
                 position,
-            };
+            },
+            None => self.checkpoint_slow(),
         }
-        self.checkpoint_slow()
     }
 
     /// Frees everything made since the checkpoint, in constant time, and keeps the memory: `ac_arena_restore`.
@@ -584,8 +582,8 @@ impl Arena {
     /// another block. (A refused call needs nothing.)
     #[inline]
     pub unsafe fn reset_to(&self, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
-        if checkpoint.arena == self.id && self.mark.rewind(checkpoint) {
-            self.note_peak();
+        if checkpoint.arena == self.id && self.marks.is_newest(checkpoint.serial) {
+            self.note_high();
             self.position.set(checkpoint.position);
             return Ok(());
         }
@@ -598,7 +596,7 @@ impl Arena {
         let used = self.used();
         ArenaStats {
             used_bytes: used,
-            peak_bytes: max(self.peak.get(), used),
+            peak_bytes: max(self.peak.get(), max(used, self.used_at(self.high.get()))),
             committed_bytes: blocks.committed(),
             reserved_bytes: blocks.reserved(),
             block_count: blocks.len(),
@@ -618,7 +616,9 @@ impl Arena {
     fn bump_fast(&self, size: usize, align: usize) -> Option<NonNull<u8>> {
         debug_assert!(size != 0 && align.is_power_of_two());
         let position = self.position.get();
-        let room = self.end.get().addr().wrapping_sub(position.addr());
+        if (size | align) > MOST_FAST {
+            return None;
+        }
         let size = self.round_up(size);
         // A3: up to the least alignment the position needs no padding; callers with a constant layout save the sum.
         let pad = if align <= LEAST_ALIGN {
@@ -626,11 +626,17 @@ impl Arena {
         } else {
             position.addr().wrapping_neg() & (align - 1)
         };
-        if pad > room || size > room - pad {
+        // Comparing ends, not room, saves a subtraction (2.4 against 1.8 ns for 64 bytes). B4: the sum cannot wrap.
+        let next = if cfg!(target_pointer_width = "64") {
+            position.addr().wrapping_add(pad + size)
+        } else {
+            position.addr().saturating_add(pad.saturating_add(size))
+        };
+        if next > self.end.get().addr() {
             return None;
         }
-        // SAFETY: `pad + size <= room`: both ends stay inside the current block (A1); without a block `room` is zero
-        // and `size` is not.
+        // SAFETY: `position + pad + size <= end`, and `size` is not zero: both are inside the current block (A1), and
+        // there is one, or `end` would be zero.
         let (block, next) = unsafe { (position.add(pad), position.add(pad + size)) };
         self.position.set(next);
         // SAFETY: inside a block, so not null.
@@ -683,28 +689,28 @@ impl Arena {
         if taken > budget {
             return Err(AllocError::LimitReached);
         }
-        let mut marks = self.marks.borrow_mut();
-        marks.try_reserve()?;
+        self.marks.try_reserve()?;
         let zero_from = base.addr().get() + block.touched();
         block.touch(taken, budget)?;
         let left_there = block.bytes() - taken;
-        // From here on nothing fails. A checkpoint made before now describes fewer blocks than are in use.
-        marks.push_live(&self.mark, self.place());
+        block.set_before(self.current.get(), self.filled.get());
+        // From here on nothing fails. The newest mark describes fewer blocks than will be in use.
+        self.marks.bury(in_use);
+        self.fold_peak();
         self.in_use.set(in_use + 1);
         // SAFETY: `pad <= taken <= bytes` of the block.
-        let found = unsafe { base.add(pad) };
+        let (found, next) = unsafe { (base.add(pad), base.add(taken)) };
         if left_there > left_here {
             self.filled.set(self.used());
             self.current.set(in_use);
+            self.marks.set_floor(base.as_ptr());
             self.start.set(base.as_ptr());
-            self.mark.set_none(base.as_ptr());
-            // SAFETY: as above.
-            self.position.set(unsafe { base.as_ptr().add(taken) });
+            self.position.set(next.as_ptr());
         } else {
             // The request filled its block, or nearly: the one with more room stays the current one.
             self.filled.set(self.filled.get() + taken);
-            self.mark.set_none(self.mark.floor());
         }
+        self.high.set(self.position.get());
         self.end.set(self.end_of(&blocks));
         Ok(Fresh {
             block: found,
@@ -738,12 +744,9 @@ impl Arena {
         if self.start.get().is_null() {
             self.take_first();
         }
-        let serial = self.serial.get() + 1;
-        self.serial.set(serial);
-        self.marks.borrow_mut().push(&self.mark, self.place(), serial);
         Checkpoint {
             arena: self.id,
-            serial,
+            serial: self.marks.push(self.place()),
             position: self.position.get(),
         }
     }
@@ -754,10 +757,8 @@ impl Arena {
         if checkpoint.arena != self.id {
             return Err(CheckpointError::Foreign);
         }
-        let found = self.marks.borrow_mut().rewind(&self.mark, checkpoint);
-        let place = found.ok_or(CheckpointError::Stale)?;
-        self.note_peak();
-        self.go_to(place);
+        let found = self.marks.rewind(checkpoint, self.in_use.get());
+        self.go_to(found.ok_or(CheckpointError::Stale)?);
         Ok(())
     }
 
@@ -774,25 +775,45 @@ impl Arena {
         Place {
             position: self.position.get(),
             in_use: self.in_use.get(),
-            current: self.current.get(),
-            filled: self.filled.get(),
         }
     }
 
-    /// Goes to a place where the arena has been; its blocks are the first of the list still (A2).
+    /// Goes back to a place where the arena has been.
+    #[inline(always)]
     fn go_to(&self, place: Place) {
-        let blocks = self.blocks.borrow();
-        self.position.set(place.position);
-        self.in_use.set(place.in_use);
-        self.current.set(place.current);
-        self.filled.set(place.filled);
-        if place.position.is_null() {
-            self.start.set(ptr::null_mut());
-            self.end.set(ptr::null_mut());
+        if place.in_use == self.in_use.get() {
+            // The same blocks are in use, so the current one is the same (A2).
+            self.note_high();
+            self.position.set(place.position);
         } else {
-            self.start.set(blocks.get(place.current).base().as_ptr());
-            self.end.set(self.end_of(&blocks));
+            self.go_to_block(place);
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn go_to_block(&self, place: Place) {
+        self.fold_peak();
+        let blocks = self.blocks.borrow();
+        // The first block taken since knows what was current when it was taken.
+        let (current, filled) = blocks.get(place.in_use).before();
+        let start = match place.position.is_null() {
+            true => ptr::null_mut(),
+            false => blocks.get(current).base().as_ptr(),
+        };
+        drop(blocks);
+        self.in_use.set(place.in_use);
+        self.current.set(current);
+        self.filled.set(filled);
+        self.enter_block(start, place.position);
+    }
+
+    /// Makes the block that begins at `start`, `blocks[current]`, the current one; null for none.
+    fn enter_block(&self, start: *mut u8, position: *mut u8) {
+        self.start.set(start);
+        self.position.set(position);
+        self.high.set(position);
+        self.end.set(self.end_of(&self.blocks.borrow()));
     }
 
     /// The end that the fast path may go to in the current block (A1, A5).
@@ -816,16 +837,27 @@ impl Arena {
     /// Bytes in use (A5).
     #[inline(always)]
     fn used(&self) -> usize {
-        self.filled.get() + (self.position.get().addr() - self.start.get().addr())
+        self.used_at(self.position.get())
     }
 
-    /// To be called before `used` goes down.
+    /// Bytes in use when the position is, or was, `position` of the current block.
     #[inline(always)]
-    fn note_peak(&self) {
-        let used = self.used();
-        if used > self.peak.get() {
-            self.peak.set(used);
+    fn used_at(&self, position: *mut u8) -> usize {
+        self.filled.get() + (position.addr() - self.start.get().addr())
+    }
+
+    /// To be called before the position goes down.
+    #[inline(always)]
+    fn note_high(&self) {
+        if self.position.get() > self.high.get() {
+            self.high.set(self.position.get());
         }
+    }
+
+    /// To be called before the current block or `filled` changes; `high` must then be set anew.
+    fn fold_peak(&self) {
+        self.note_high();
+        self.peak.set(max(self.peak.get(), self.used_at(self.high.get())));
     }
 
     /// `size`, at most `isize::MAX`, rounded up to the arena's alignment; cannot wrap, the alignment is small.
@@ -838,7 +870,7 @@ impl Arena {
     #[inline(always)]
     fn is_newest(&self, block: NonNull<u8>, size: usize) -> bool {
         let addr = block.addr().get();
-        addr >= self.mark.floor().addr() && addr + self.round_up(size) == self.position.get().addr()
+        addr >= self.marks.floor().addr() && addr + self.round_up(size) == self.position.get().addr()
     }
 
     /// A pointer into the current block.

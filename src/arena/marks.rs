@@ -6,8 +6,8 @@
 //! share an entry, a **mark**, which holds the range of their serials:
 //!
 //! ```text
-//!   serials   1..=3      5..=5        8..=9  <- the newest mark, in the arena's hot fields
-//!   place      a     <=   b      <=    c
+//!   serials   1..=3      5..=5        8..=9  <- the newest mark
+//!   place      a     <=   b      <=    c = floor
 //! ```
 //!
 //! The serial of a checkpoint brought back is looked up by bisection; one that falls between the ranges, or above the
@@ -20,8 +20,9 @@
 //! A scope hides the marks made outside it until it ends: going back past its start would free what it lends out.
 
 use crate::error::AllocError;
-use core::cell::Cell;
+use core::cell::{Cell, RefCell};
 use core::fmt;
+use core::ptr;
 
 /// How many ranges of serials one place keeps apart.
 const RUN: usize = 32;
@@ -63,80 +64,32 @@ impl fmt::Display for CheckpointError {
 
 impl std::error::Error for CheckpointError {}
 
-/// Everything that going back restores.
+/// Where an arena is or was. What else going back restores stands with the blocks taken since (`Block::before`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) position: *mut u8,
     pub(super) in_use: usize,
-    pub(super) current: usize,
-    pub(super) filled: usize,
 }
 
-/// The newest mark: the serials `first..=last` at the floor, with the blocks that are in use now.
+/// The marks of one arena.
+///
+/// - **M1** The newest mark is the serials `first..=newest` at `floor` with the blocks in use now, if `newest` is not
+///   0; then `newest` is also the last serial given out. So its common case needs neither a search nor a write.
+/// - **M2** `entries` holds the other live marks, serials ascending; those below `hidden` were made outside the
+///   innermost open scope.
+/// - **M3** `floor` is the position of the newest live checkpoint or scope, if the current block is still the one of
+///   that time, else the start of the current block.
 #[derive(Debug)]
-pub(super) struct Mark {
-    first: Cell<u64>,
-    last: Cell<u64>,
+#[repr(C)]
+pub(super) struct Marks {
+    newest: Cell<u64>,
     floor: Cell<*mut u8>,
-}
-
-/// The serials of no checkpoint: no serial follows `NONE.1` and none reaches `NONE.0`.
-const NONE: (u64, u64) = (u64::MAX, u64::MAX - 1);
-
-/// A mark as a scope saves it.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct SavedMark(u64, u64, *mut u8);
-
-impl Mark {
-    pub(super) fn none(floor: *mut u8) -> Mark {
-        Mark {
-            first: Cell::new(NONE.0),
-            last: Cell::new(NONE.1),
-            floor: Cell::new(floor),
-        }
-    }
-
-    pub(super) fn set_none(&self, floor: *mut u8) {
-        self.set(SavedMark(NONE.0, NONE.1, floor));
-    }
-
-    #[inline(always)]
-    pub(super) fn floor(&self) -> *mut u8 {
-        self.floor.get()
-    }
-
-    #[inline(always)]
-    pub(super) fn save(&self) -> SavedMark {
-        SavedMark(self.first.get(), self.last.get(), self.floor.get())
-    }
-
-    #[inline(always)]
-    pub(super) fn set(&self, saved: SavedMark) {
-        self.first.set(saved.0);
-        self.last.set(saved.1);
-        self.floor.set(saved.2);
-    }
-
-    /// Adds a checkpoint to the mark if it follows the last one with nothing allocated between.
-    #[inline(always)]
-    pub(super) fn extend(&self, serial: u64, position: *mut u8) -> bool {
-        let follows = self.last.get() + 1 == serial && self.floor.get() == position;
-        if follows {
-            self.last.set(serial);
-        }
-        follows
-    }
-
-    /// Kills the later checkpoints of this mark if `checkpoint` is one of it.
-    #[inline(always)]
-    pub(super) fn rewind(&self, checkpoint: &Checkpoint) -> bool {
-        let serial = checkpoint.serial;
-        let here = serial >= self.first.get() && serial <= self.last.get() && checkpoint.position == self.floor.get();
-        if here {
-            self.last.set(serial);
-        }
-        here
-    }
+    first: Cell<u64>,
+    /// The last serial given out, unless `newest` is later.
+    serial: Cell<u64>,
+    hidden: Cell<usize>,
+    len: Cell<usize>,
+    entries: RefCell<Vec<Entry>>,
 }
 
 #[derive(Debug)]
@@ -146,82 +99,159 @@ struct Entry {
     place: Place,
 }
 
-/// The marks below the newest one, oldest first.
+/// What a scope restores at its end.
 #[derive(Debug)]
-pub(super) struct Marks {
-    entries: Vec<Entry>,
-    /// Entries below this index were made outside the innermost open scope.
+pub(super) struct Hidden {
+    floor: *mut u8,
     hidden: usize,
+    len: usize,
 }
 
 impl Marks {
     pub(super) const fn new() -> Marks {
         Marks {
-            entries: Vec::new(),
-            hidden: 0,
+            newest: Cell::new(0),
+            floor: Cell::new(ptr::null_mut()),
+            first: Cell::new(0),
+            serial: Cell::new(0),
+            hidden: Cell::new(0),
+            len: Cell::new(0),
+            entries: RefCell::new(Vec::new()),
         }
     }
 
-    pub(super) fn clear(&mut self) {
-        self.entries.clear();
-        self.hidden = 0;
+    #[inline(always)]
+    pub(super) fn floor(&self) -> *mut u8 {
+        self.floor.get()
     }
 
-    /// Makes sure that `push_live` needs no memory.
-    pub(super) fn try_reserve(&mut self) -> Result<(), AllocError> {
-        self.entries.try_reserve(1).map_err(|_| AllocError::OutOfMemory)
+    /// Kills every checkpoint.
+    pub(super) fn clear(&mut self, floor: *mut u8) {
+        self.forget_newest();
+        self.entries.get_mut().clear();
+        self.len.set(0);
+        self.hidden.set(0);
+        self.floor.set(floor);
     }
 
-    /// Puts the newest mark onto the stack if it has checkpoints; `now` supplies the blocks in use, as they still are.
-    pub(super) fn push_live(&mut self, mark: &Mark, now: Place) {
-        let SavedMark(first, last, floor) = mark.save();
-        if first <= last {
-            let place = Place { position: floor, ..now };
-            self.entries.push(Entry { first, last, place });
+    /// The serial of a checkpoint at `position`, if nothing was allocated since the newest one was made.
+    #[inline(always)]
+    pub(super) fn extend(&self, position: *mut u8) -> Option<u64> {
+        let newest = self.newest.get();
+        if newest == 0 || self.floor.get() != position {
+            return None;
+        }
+        self.newest.set(newest + 1);
+        Some(newest + 1)
+    }
+
+    /// Whether this is the serial of the newest checkpoint, so that going back to it kills none.
+    #[inline(always)]
+    pub(super) fn is_newest(&self, serial: u64) -> bool {
+        serial == self.newest.get()
+    }
+
+    /// Makes sure that `bury` needs no memory.
+    pub(super) fn try_reserve(&self) -> Result<(), AllocError> {
+        let mut entries = self.entries.borrow_mut();
+        entries.try_reserve(1).map_err(|_| AllocError::OutOfMemory)
+    }
+
+    /// Puts the newest mark, if there is one, among the others; `in_use` blocks are in use as they were when it was
+    /// made.
+    #[inline(never)]
+    pub(super) fn bury(&self, in_use: usize) {
+        let (first, last) = (self.first.get(), self.newest.get());
+        if last != 0 {
+            let position = self.floor.get();
+            let place = Place { position, in_use };
+            let mut entries = self.entries.borrow_mut();
+            entries.push(Entry { first, last, place });
+            self.len.set(entries.len());
+            self.forget_newest();
         }
     }
 
-    /// Makes a new newest mark for one checkpoint at `now`.
-    pub(super) fn push(&mut self, mark: &Mark, now: Place, serial: u64) {
-        self.push_live(mark, now);
+    /// The current block is another one from now on.
+    pub(super) fn set_floor(&self, floor: *mut u8) {
+        debug_assert_eq!(self.newest.get(), 0);
+        self.floor.set(floor);
+    }
+
+    /// Makes a newest mark of one checkpoint, at `now`, and returns its serial.
+    pub(super) fn push(&self, now: Place) -> u64 {
+        self.bury(now.in_use);
+        let serial = self.serial.get() + 1;
         let mut first = serial;
-        let len = self.entries.len();
-        if len - self.hidden >= RUN && self.entries[len - RUN].place == now {
-            first = self.entries[len - RUN].first;
-            self.entries.truncate(len - RUN);
+        let mut entries = self.entries.borrow_mut();
+        let len = entries.len();
+        if len - self.hidden.get() >= RUN && entries[len - RUN].place == now {
+            first = entries[len - RUN].first;
+            entries.truncate(len - RUN);
+            self.len.set(len - RUN);
         }
-        mark.set(SavedMark(first, serial, now.position));
+        self.first.set(first);
+        self.newest.set(serial);
+        self.floor.set(now.position);
+        serial
     }
 
-    /// Finds the place of a checkpoint that is not of the newest mark, and makes its mark the newest.
-    pub(super) fn rewind(&mut self, mark: &Mark, checkpoint: &Checkpoint) -> Option<Place> {
+    /// The place of a live checkpoint; those made after it are dead from now on.
+    pub(super) fn rewind(&self, checkpoint: &Checkpoint, in_use: usize) -> Option<Place> {
         let serial = checkpoint.serial;
-        let visible = &self.entries[self.hidden..];
-        let index = visible.partition_point(|entry| entry.first <= serial).checked_sub(1)?;
-        let entry = &visible[index];
+        // The newest mark is buried before the search, which changes nothing for a checkpoint that is then refused.
+        self.bury(in_use);
+        let mut entries = self.entries.borrow_mut();
+        let hidden = self.hidden.get();
+        let later = entries[hidden..].partition_point(|entry| entry.first <= serial);
+        let index = hidden + later.checked_sub(1)?;
+        let entry = &mut entries[index];
         if serial > entry.last || checkpoint.position != entry.place.position {
             return None;
         }
+        entry.last = serial;
         let place = entry.place;
-        mark.set(SavedMark(entry.first, serial, place.position));
-        self.entries.truncate(self.hidden + index);
+        entries.truncate(index + 1);
+        self.len.set(index + 1);
+        self.floor.set(place.position);
         Some(place)
     }
 
-    /// Hides all entries; what `show` wants back is returned.
+    /// Hides all marks: a scope begins at `now`.
     #[inline(always)]
-    pub(super) fn hide(&mut self) -> (usize, usize) {
-        let before = (self.entries.len(), self.hidden);
-        self.hidden = before.0;
+    pub(super) fn hide(&self, now: Place) -> Hidden {
+        if self.newest.get() != 0 {
+            self.bury(now.in_use);
+        }
+        let before = Hidden {
+            floor: self.floor.get(),
+            hidden: self.hidden.get(),
+            len: self.len.get(),
+        };
+        self.hidden.set(before.len);
+        self.floor.set(now.position);
         before
     }
 
-    /// Forgets the entries made since `hide` and shows those that it hid.
+    /// Kills the checkpoints made since `hide` and shows those that it hid.
     #[inline(always)]
-    pub(super) fn show(&mut self, before: (usize, usize)) {
-        if self.entries.len() > before.0 {
-            self.entries.truncate(before.0);
+    pub(super) fn show(&self, before: &Hidden) {
+        if self.newest.get() != 0 || self.len.get() != before.len {
+            self.kill(before.len);
         }
-        self.hidden = before.1;
+        self.hidden.set(before.hidden);
+        self.floor.set(before.floor);
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn kill(&self, len: usize) {
+        self.forget_newest();
+        self.entries.borrow_mut().truncate(len);
+        self.len.set(len);
+    }
+
+    fn forget_newest(&self) {
+        self.serial.set(self.serial.get().max(self.newest.replace(0)));
     }
 }

@@ -5,7 +5,7 @@
 //! nothing can be taken from the outer one while the inner one is open; and `'s` is chosen by [`Arena::scope`], so no
 //! value of it can be named outside the closure.
 
-use super::marks::{Place, SavedMark};
+use super::marks::{Hidden, Place};
 use super::Arena;
 use core::ops::Deref;
 
@@ -151,38 +151,28 @@ unsafe fn in_scope<R>(arena: &Arena, f: impl FnOnce(&mut Scope<'_>) -> R) -> R {
 struct GoBack<'a> {
     arena: &'a Arena,
     place: Place,
-    mark: SavedMark,
-    marks: (usize, usize),
+    hidden: Hidden,
 }
 
 impl<'a> GoBack<'a> {
     #[inline(always)]
     fn new(arena: &'a Arena) -> GoBack<'a> {
-        if arena.start.get().is_null() {
+        if arena.position.get().is_null() {
             arena.take_first();
         }
-        let back = GoBack {
+        let place = arena.place();
+        GoBack {
             arena,
-            place: arena.place(),
-            mark: arena.mark.save(),
-            marks: arena.marks.borrow_mut().hide(),
-        };
-        arena.mark.set_none(back.place.position);
-        back
+            place,
+            hidden: arena.marks.hide(place),
+        }
     }
 }
 
 impl Drop for GoBack<'_> {
     #[inline(always)]
     fn drop(&mut self) {
-        let arena = self.arena;
-        arena.note_peak();
-        arena.marks.borrow_mut().show(self.marks);
-        arena.mark.set(self.mark);
-        if arena.in_use.get() == self.place.in_use {
-            arena.position.set(self.place.position);
-        } else {
-            arena.go_to(self.place);
-        }
+        self.arena.marks.show(&self.hidden);
+        self.arena.go_to(self.place);
     }
 }

@@ -86,12 +86,18 @@ impl Arena {
         len: usize,
         mut make: impl FnMut(usize) -> T,
     ) -> Result<&'x mut [T], AllocError> {
-        let mut made = Growing::with_room(self, len)?;
+        let mut made = Growing::<T>::with_room(self, len)?;
+        let room = made.room.as_ptr();
         for index in 0..len {
             let value = make(index);
-            // SAFETY: fewer than `len` values are in, and there is room for `len`.
-            unsafe { made.push_within(value) };
+            // SAFETY: there is room for `len` values, and it is ours until finished.
+            unsafe { room.add(index).write(value) };
+            if mem::needs_drop::<T>() {
+                // Counted only where unwinding must know: the count keeps the loop from being vectorised.
+                made.len = index + 1;
+            }
         }
+        made.len = len;
         // SAFETY: the caller bounds the lifetime.
         Ok(unsafe { made.finish() })
     }
