@@ -38,6 +38,13 @@ use parking_lot::Mutex;
 /// How many slots the first block of a growing pool has; each next one has twice as many.
 const FIRST_SLOTS: usize = 64;
 
+/// Up to here a stride is divided by with a product, which needs `stride * offset < 2^64` and some room; larger ones
+/// are divided by.
+const MOST_INVERTED_STRIDE: usize = 1 << 20;
+
+/// Up to here an offset is divided with a product, bytes.
+const MOST_INVERTED_OFFSET: u64 = 1 << 43;
+
 /// The alignment of a raw pool's objects unless told otherwise, bytes: what `malloc` gives.
 const RAW_ALIGN: usize = 16;
 
@@ -681,20 +688,19 @@ impl Drop for RawBlock {
 pub struct RawPool {
     stride: usize,
     align: usize,
-    /// 2^64 / stride, rounded up, where multiplying by it divides exactly; else 0.
+    /// 2^64 / stride, rounded up, where multiplying by it divides exactly; else 0, and offsets are divided.
     inverse: u64,
-    /// The blocks from the second on begin at slots `1 << shift`, `2 << shift`, `4 << shift`, ...
-    shift: u32,
-    most: usize,
-    blocks: Vec<RawBlock>,
-    /// Slots handed out and given back (R2).
-    free: Vec<usize>,
-    /// Slots from here on were never handed out.
-    fresh: usize,
-    slots: usize,
-    live: usize,
+    /// Slots handed out and given back (R2), with their numbers: finding a number from an address takes two products.
+    free: Vec<(NonNull<u8>, usize)>,
     /// A bit for each slot (R1).
     bits: Vec<u64>,
+    blocks: Vec<RawBlock>,
+    /// Slots from here on, all of the newest block, were never handed out.
+    fresh: usize,
+    slots: usize,
+    /// How many slots the first block of a growing pool has.
+    first: usize,
+    most: usize,
 }
 
 // SAFETY: the pool owns its blocks, and lends out raw pointers only.
@@ -716,15 +722,15 @@ impl RawPool {
     /// # Errors
     /// As [`fixed`](RawPool::fixed), and `BadLayout` if `align` is not a power of two.
     pub fn fixed_aligned(object_size: usize, align: usize, capacity: usize) -> Result<RawPool, AllocError> {
-        let mut pool = RawPool::empty(object_size, align, capacity, usize::BITS - 1)?;
+        let mut pool = RawPool::empty(object_size, align, 0, capacity)?;
         if capacity != 0 {
             pool.add_block(capacity)?;
         }
         Ok(pool)
     }
 
-    /// Makes a pool of objects of `object_size` bytes, aligned to 16, that starts with room for `first` of them, rounded
-    /// up to a power of two, and doubles when it is full. No memory is asked for yet.
+    /// Makes a pool of objects of `object_size` bytes, aligned to 16, that starts with room for `first` of them and
+    /// doubles when it is full. No memory is asked for yet.
     ///
     /// # Errors
     /// As [`fixed`](RawPool::fixed).
@@ -745,11 +751,10 @@ impl RawPool {
     /// # Errors
     /// As [`fixed_aligned`](RawPool::fixed_aligned).
     pub fn growing_aligned(object_size: usize, align: usize, first: usize) -> Result<RawPool, AllocError> {
-        let first = max(first, 1).checked_next_power_of_two().ok_or(AllocError::BadLayout)?;
-        RawPool::empty(object_size, align, usize::MAX, first.trailing_zeros())
+        RawPool::empty(object_size, align, max(first, 1), usize::MAX)
     }
 
-    fn empty(object_size: usize, align: usize, most: usize, shift: u32) -> Result<RawPool, AllocError> {
+    fn empty(object_size: usize, align: usize, first: usize, most: usize) -> Result<RawPool, AllocError> {
         if !align.is_power_of_two() {
             return Err(AllocError::BadLayout);
         }
@@ -757,20 +762,18 @@ impl RawPool {
         if stride > isize::MAX as usize {
             return Err(AllocError::BadLayout);
         }
-        // Rounding up makes a quotient too large once offset * stride reaches 2^64; below 2^20 * 2^43 it cannot.
-        let small = stride > 1 && stride <= 1 << 20;
+        let small = stride > 1 && stride <= MOST_INVERTED_STRIDE;
         Ok(RawPool {
             stride,
             align,
             inverse: if small { u64::MAX / stride as u64 + 1 } else { 0 },
-            shift,
-            most,
-            blocks: Vec::new(),
             free: Vec::new(),
+            bits: Vec::new(),
+            blocks: Vec::new(),
             fresh: 0,
             slots: 0,
-            live: 0,
-            bits: Vec::new(),
+            first,
+            most,
         })
     }
 
@@ -780,28 +783,28 @@ impl RawPool {
     /// `LimitReached` if a fixed pool is full, `OutOfMemory` if the allocator refuses.
     #[inline]
     pub fn alloc(&mut self) -> Result<NonNull<u8>, AllocError> {
-        let slot = match self.free.pop() {
-            Some(slot) => slot,
+        let (object, slot) = match self.free.pop() {
+            Some(freed) => freed,
             None => self.take_fresh()?,
         };
         self.bits[slot / 64] |= 1 << (slot % 64);
-        self.live += 1;
-        let index = (usize::BITS - (slot >> self.shift).leading_zeros()) as usize;
-        let block = &self.blocks[index];
-        // SAFETY: the slot is one of the block's, so its offset is within the block's bytes.
-        Ok(unsafe { block.start.add((slot - block.first) * self.stride) })
+        Ok(object)
     }
 
-    #[cold]
-    fn take_fresh(&mut self) -> Result<usize, AllocError> {
+    #[inline(never)]
+    fn take_fresh(&mut self) -> Result<(NonNull<u8>, usize), AllocError> {
         if self.fresh == self.slots {
             if self.slots >= self.most {
                 return Err(AllocError::LimitReached);
             }
-            self.add_block(max(self.slots, 1 << self.shift))?;
+            self.add_block(max(self.slots, self.first))?;
         }
+        let slot = self.fresh;
+        let block = self.blocks.last().ok_or(AllocError::OutOfMemory)?;
+        // SAFETY: a fresh slot is one of the newest block, so its offset is within that block's bytes.
+        let object = unsafe { block.start.add((slot - block.first) * self.stride) };
         self.fresh += 1;
-        Ok(self.fresh - 1)
+        Ok((object, slot))
     }
 
     /// Takes an object back: `ac_pool_free`, with every address checked.
@@ -819,9 +822,13 @@ impl RawPool {
             return Err(PoolFreeError::NotLive);
         }
         *word &= !bit;
-        self.live -= 1;
-        // R2: there is room for every slot.
-        self.free.push(slot);
+        let freed = self.free.len();
+        debug_assert!(freed < self.free.capacity());
+        // SAFETY: R2: the stack has room for every slot, and this one was not on it, since its bit was set.
+        unsafe {
+            self.free.as_mut_ptr().add(freed).write((object, slot));
+            self.free.set_len(freed + 1);
+        }
         Ok(())
     }
 
@@ -833,12 +840,12 @@ impl RawPool {
 
     /// How many objects are handed out.
     pub fn len(&self) -> usize {
-        self.live
+        self.fresh - self.free.len()
     }
 
     /// Whether no object is handed out.
     pub fn is_empty(&self) -> bool {
-        self.live == 0
+        self.len() == 0
     }
 
     /// How many objects the pool has memory for.
@@ -858,14 +865,20 @@ impl RawPool {
         for block in self.blocks.iter().rev() {
             let offset = object.addr().get().wrapping_sub(block.start.addr().get());
             if offset < block.bytes {
-                let index = if self.inverse != 0 && offset < 1 << 43 {
-                    ((offset as u128 * u128::from(self.inverse)) >> 64) as usize
+                let index = if self.inverse != 0 {
+                    // With offset = index * stride + rest the product is index * 2^64 + index * e + rest * inverse,
+                    // where 0 <= e < stride: its low half is below the inverse exactly if the rest is 0.
+                    let product = offset as u128 * u128::from(self.inverse);
+                    if product as u64 >= self.inverse {
+                        return Err(PoolFreeError::Interior);
+                    }
+                    (product >> 64) as usize
                 } else {
+                    if offset % self.stride != 0 {
+                        return Err(PoolFreeError::Interior);
+                    }
                     offset / self.stride
                 };
-                if index * self.stride != offset {
-                    return Err(PoolFreeError::Interior);
-                }
                 return Ok(block.first + index);
             }
         }
@@ -893,6 +906,9 @@ impl RawPool {
         });
         self.bits.resize(words, 0);
         self.slots = total;
+        if bytes as u64 > MOST_INVERTED_OFFSET {
+            self.inverse = 0;
+        }
         Ok(())
     }
 }
