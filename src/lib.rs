@@ -20,6 +20,9 @@ mod scope;
 mod stats;
 mod tensor_arena;
 
+// Prose.
+pub mod migration;
+
 pub use aligned::{aligned_alloc, aligned_alloc_zeroed, aligned_free, AlignedBuf};
 pub use arena::{Arena, ArenaBox, ArenaBuilder, ArenaStats, Checkpoint, CheckpointError, Retain, Scope};
 pub use error::AllocError;
