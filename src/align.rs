@@ -64,7 +64,7 @@ mod tests {
     fn rounding_agrees_with_division_for_all_small_numbers() {
         for shift in 0..8 {
             let align = 1 << shift;
-            for x in 0..2_000 {
+            for x in 0..2_000usize {
                 let up = x.div_ceil(align) * align;
                 assert_eq!(align_up(x, align), up);
                 assert_eq!(checked_align_up(x, align), Some(up));

@@ -262,7 +262,7 @@ fn zero_sized_values_are_counted_and_dropped() {
     let pool = Pool::new();
     let handles: Vec<_> = (0..10).map(|_| pool.alloc(Unit)).collect();
     assert_eq!(pool.len(), 10);
-    std::mem::forget(handles);
+    handles.into_iter().for_each(std::mem::forget);
     drop(pool);
     assert_eq!(DROPS.load(Ordering::Relaxed), 10);
 }

@@ -255,3 +255,28 @@ impl Marks {
         self.serial.set(self.serial.get().max(self.newest.replace(0)));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::Arena;
+
+    #[test]
+    fn the_stack_stays_short_whatever_the_number_of_steps() {
+        let arena = Arena::new();
+        let oldest = arena.checkpoint();
+        for _ in 0..10_000 {
+            let step = arena.checkpoint();
+            arena.alloc(1u8);
+            let inner = arena.checkpoint();
+            // SAFETY: nothing made since either is used.
+            unsafe {
+                arena.reset_to(&inner).unwrap();
+                arena.reset_to(&step).unwrap();
+                assert!(arena.reset_to(&inner).is_err());
+            }
+            assert!(arena.marks.len.get() <= super::RUN + 1);
+        }
+        // SAFETY: as above.
+        unsafe { arena.reset_to(&oldest).unwrap() };
+    }
+}

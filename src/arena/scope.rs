@@ -44,7 +44,7 @@ use core::ops::Deref;
 /// });
 /// ```
 /// The outer scope is out of reach while an inner one is open:
-/// ```compile_fail,E0499
+/// ```compile_fail,E0502
 /// let mut arena = stepalloc::Arena::new();
 /// arena.scope(|outer| {
 ///     outer.scope(|_inner| {
