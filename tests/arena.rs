@@ -380,6 +380,21 @@ fn the_limit_holds_over_many_blocks_and_is_met_again_after_a_reset() {
 }
 
 #[test]
+fn committed_memory_stays_within_the_limit_too() {
+    Arena::with_align(8).alloc_slice_fill(1 << 20, 1u8);
+    let mut arena = Arena::builder().max_bytes(10_000).build();
+    for _ in 0..3 {
+        while arena.try_alloc_slice_fill(500, 1u8).is_ok() {}
+        assert!(
+            arena.stats().committed_bytes <= 12_288 || cfg!(miri),
+            "{:?}",
+            arena.stats()
+        );
+        arena.reset();
+    }
+}
+
+#[test]
 fn an_oversized_request_does_not_waste_the_current_block() {
     let arena = Arena::builder().block_size(64 << 10).build();
     let first = arena.alloc([1u8; 64]) as *mut _ as usize;

@@ -267,8 +267,9 @@ impl Blocks {
         let need = max(size.checked_add(pad).ok_or(AllocError::BadLayout)?, self.block_bytes);
         self.list.try_reserve(1).map_err(|_| AllocError::OutOfMemory)?;
         let heir = match self.source {
-            Source::System => parked::take(need),
-            Source::Heap => None,
+            // What a parked block has committed is not counted against a limit, so an arena with one begins afresh.
+            Source::System if !tight => parked::take(need),
+            _ => None,
         };
         let block = match heir {
             Some(block) => block,
