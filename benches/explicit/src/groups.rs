@@ -111,6 +111,7 @@ pub fn checkpoints() {
     for (group, blocks) in [
         ("arena/checkpoint and reset/0 blocks", 0u64),
         ("arena/checkpoint and reset/1 block", 1),
+        ("arena/checkpoint and reset/4 blocks", 4),
         ("arena/checkpoint and reset/16 blocks", 16),
     ] {
         compare(
@@ -144,6 +145,7 @@ pub fn checkpoints() {
     for (group, blocks) in [
         ("arena/scope/0 blocks", 0u64),
         ("arena/scope/1 block", 1),
+        ("arena/scope/4 blocks", 4),
         ("arena/scope/16 blocks", 16),
     ] {
         compare(
