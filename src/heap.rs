@@ -590,13 +590,11 @@ impl Heap {
         self.depth = kept;
         self.deeper = 0;
         self.steps = self.steps.wrapping_add(1);
-        if frame.kind != Kind::Outside {
-            if self.segment.is_some() {
-                for lane in 0..LANES {
-                    self.go_back(lane, &frame);
-                }
-                self.search_long = self.granule(self.lanes[1].limit);
+        if frame.kind != Kind::Outside && self.segment.is_some() {
+            for lane in 0..LANES {
+                self.go_back(lane, &frame);
             }
+            self.search_long = self.granule(self.lanes[1].limit);
         }
         self.active = self.top_is_active();
         self.hide();
