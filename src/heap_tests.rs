@@ -95,6 +95,9 @@ impl<'a> Oracle<'a> {
     }
 
     fn alloc(&mut self, size: usize, align: usize) {
+        if size > SMALL_MAX || align > SMALL_ALIGN_MAX {
+            return self.alloc_span(size, align);
+        }
         let fast = self.heap.bump(size, align);
         let made = if fast.is_null() {
             self.heap.alloc(size, align)
@@ -108,6 +111,18 @@ impl<'a> Oracle<'a> {
             align.max(16)
         };
         assert_eq!(p.addr() % wanted, 0, "alignment {wanted} of {size} bytes");
+        self.add(p.addr(), size.max(1));
+    }
+
+    fn alloc_span(&mut self, size: usize, align: usize) {
+        let Ok((p, dirty)) = self.heap.alloc_span(size, align) else {
+            return;
+        };
+        assert_eq!(p.addr() % align.max(64), 0);
+        // SAFETY: the heap handed out `size` bytes there.
+        let bytes = unsafe { std::slice::from_raw_parts(p, size) };
+        let known = bytes.get(dirty..).unwrap_or_default();
+        assert!(known.iter().all(|&byte| byte == 0), "memory said to be zero is not");
         self.add(p.addr(), size.max(1));
     }
 

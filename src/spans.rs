@@ -305,10 +305,14 @@ impl Spans {
         if unit > start {
             self.put_free(start, unit.wrapping_sub(start));
         }
+        // An aligned block may end before the top: what is behind it was used and stays below the top.
+        if end < top {
+            self.put_free(end, top.wrapping_sub(end));
+        }
         self.mark_used(unit, count);
         Ok(Made {
             unit,
-            dirty: top.saturating_sub(unit),
+            dirty: top.saturating_sub(unit).min(count),
         })
     }
 
@@ -350,7 +354,7 @@ impl Spans {
         unsafe { Marks::new(words, REGION_CHUNKS / 64) }
     }
 
-    /// Moves the top to `end`, committing area and tables as needed. Nothing has changed where it is refused.
+    /// Moves the top up to `end`, committing area and tables as needed. Nothing has changed where it is refused.
     fn extend(&mut self, end: usize) -> Result<(), Refused> {
         if end > self.limit {
             return Err(Refused::NoRoom);
@@ -366,7 +370,7 @@ impl Spans {
                 return Err(Refused::Commit);
             }
         }
-        self.state.top = end;
+        self.state.top = end.max(old_top);
         self.advise(old_top, end);
         Ok(())
     }
@@ -395,7 +399,7 @@ impl Spans {
 
     /// Huge pages for the inside of a long fresh span.
     fn advise(&mut self, from: usize, to: usize) {
-        if to.wrapping_sub(from) < HUGE_FROM {
+        if to < from || to.wrapping_sub(from) < HUGE_FROM {
             return;
         }
         let base = self.base.addr();
