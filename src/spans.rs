@@ -298,17 +298,21 @@ impl Spans {
         let start = top.wrapping_sub(last_free);
         let unit = self.align_unit(start, align);
         let end = unit.wrapping_add(count);
-        self.extend(end)?;
+        // An aligned block may fit below the top after all: the search asked for its slack too. The top stays then.
+        self.extend(end.max(top))?;
         if last_free != 0 {
             self.take_free(start, last_free);
         }
         if unit > start {
             self.put_free(start, unit.wrapping_sub(start));
         }
+        if top > end {
+            self.put_free(end, top.wrapping_sub(end));
+        }
         self.mark_used(unit, count);
         Ok(Made {
             unit,
-            dirty: top.saturating_sub(unit),
+            dirty: count.min(top.saturating_sub(unit)),
         })
     }
 
