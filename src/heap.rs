@@ -196,7 +196,7 @@ pub struct Heap {
     pub len: usize,
     /// The live map, by address.
     pub live: *const AtomicU64,
-    /// Not 0: entering and leaving take the slow path (a scope counts, or the thread is ending).
+    /// Not 0: entering and leaving take the slow path (a scope counts, or a suspension deeper than the table is open).
     special: u32,
     active: bool,
     depth: usize,
@@ -204,6 +204,8 @@ pub struct Heap {
     frames: [Frame; FRAMES],
     /// Scopes deeper than the table.
     deeper: u32,
+    /// Suspensions deeper than the table: counts of all frames.
+    suspensions: u32,
     counting: u32,
     map: LiveMap,
     marks: Marks,
@@ -246,6 +248,7 @@ impl Heap {
             serial: 0,
             frames: [Frame::NONE; FRAMES],
             deeper: 0,
+            suspensions: 0,
             counting: 0,
             map: LiveMap::NONE,
             marks: Marks::NONE,
@@ -320,6 +323,7 @@ impl Heap {
             self.give_up_hole(lane);
         }
         (self.depth, self.deeper, self.counting, self.active) = (0, 0, 0, false);
+        self.suspensions = 0;
         for lane in &mut self.lanes {
             (lane.pos, lane.end, lane.limit, lane.start) = (0, 0, 0, 0);
         }
@@ -388,7 +392,7 @@ impl Heap {
         if self.counting != 0 {
             (self.base, self.len) = (0, 0);
         }
-        self.special = self.counting;
+        self.special = self.counting.wrapping_add(self.suspensions);
     }
 
     /// Whether the thread is in a scope that is not suspended.
@@ -487,7 +491,8 @@ impl Heap {
             return Ticket::INERT;
         };
         if kind == Kind::Outside {
-            top.suspended = top.suspended.saturating_add(1);
+            top.suspended = top.suspended.wrapping_add(1);
+            self.suspensions = self.suspensions.wrapping_add(1);
             let serial = top.serial;
             self.show();
             self.active = false;
@@ -612,6 +617,7 @@ impl Heap {
             return;
         }
         frame.suspended = frame.suspended.wrapping_sub(1);
+        self.suspensions = self.suspensions.wrapping_sub(1);
         let (suspended, kind) = (frame.suspended, frame.kind);
         if suspended != 0 {
             return;

@@ -13,7 +13,19 @@ use support::{in_thread, Block, Random};
 static GLOBAL: StepAlloc = StepAlloc::new();
 
 /// Sizes at and around every threshold: granule, line, inline limit, SIMD, page, small limit, large, and beyond.
-const EDGES: [usize; 10] = [16, 64, 1_024, 2_048, 4_096, 32_768, 65_536, 131_072, 1 << 20, 3 << 20];
+const EDGES: [usize; 11] = [
+    16,
+    64,
+    1_024,
+    2_048,
+    4_096,
+    8_192,
+    32_768,
+    65_536,
+    131_072,
+    1 << 20,
+    3 << 20,
+];
 
 fn a_size(random: &mut Random) -> usize {
     match random.below(3) {
@@ -157,8 +169,8 @@ fn the_last_block_of_a_scope_grows_in_place() {
         arena_scope(|| {
             let mut block = Block::new(64, 8);
             let addr = block.addr();
-            // To the end of the small area's blocks, over holes' ends.
-            for size in (65..8_000).step_by(700) {
+            // As long as it is a small block, over a hole's end.
+            for size in (65..8_000).step_by(200) {
                 assert!(block.resize(size));
                 assert_eq!(block.addr(), addr, "{size}");
             }
