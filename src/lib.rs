@@ -1,5 +1,7 @@
-//! stepalloc
+#![doc = include_str!("../README.md")]
 
+// Prose: the design.
+pub mod design;
 // Layer 0: arithmetic and plain values.
 mod align;
 mod error;
