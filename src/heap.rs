@@ -580,8 +580,8 @@ impl Heap {
                 return; // all of it was freed, and perhaps a block from before
             }
             let (from, to) = (self.granule(frame.pos), self.granule(self.pos));
-            let live = self.map.first_live(from, to);
-            if live == to {
+            // Longer than a hole, it is taken anew below: a step's end must not look at all that the step used.
+            if to.wrapping_sub(from) <= HOLE_MAX && self.map.first_live(from, to) == to {
                 self.map.set(from, to);
                 self.pos = frame.pos;
                 self.search_long = self.search;
