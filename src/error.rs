@@ -35,3 +35,14 @@ impl std::error::Error for AllocError {}
 pub fn handle_alloc_error(layout: Layout) -> ! {
     std::alloc::handle_alloc_error(layout)
 }
+
+/// Ends an infallible call of an explicit piece: a panic for what the caller can mend (a bad layout, a limit of his
+/// own), the exit of std's collections where the system has no memory.
+#[cold]
+#[track_caller]
+pub fn refuse(error: AllocError, layout: Layout) -> ! {
+    match error {
+        AllocError::OutOfMemory => handle_alloc_error(layout),
+        AllocError::BadLayout | AllocError::LimitReached => panic!("{error}"),
+    }
+}

@@ -239,7 +239,7 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for StepAlloc<A> {
     #[inline(always)]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let (size, align) = (layout.size(), layout.align());
-        let (p, outside) = thread::with_heap(|heap| (heap.bump(size, align), heap.end == 0));
+        let (p, outside) = thread::with_heap(|heap| (heap.bump(size, align), heap.is_outside()));
         if !p.is_null() {
             return p;
         }
@@ -267,7 +267,7 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for StepAlloc<A> {
     #[inline]
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         let (size, align) = (layout.size(), layout.align());
-        let (p, outside) = thread::with_heap(|heap| (heap.bump(size, align), heap.end == 0));
+        let (p, outside) = thread::with_heap(|heap| (heap.bump(size, align), heap.is_outside()));
         if !p.is_null() {
             // SAFETY: a new block of this size.
             unsafe { p.write_bytes(0, size) };

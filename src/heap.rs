@@ -5,14 +5,16 @@
 //! bits. A wrong frame costs memory or time, never safety.
 //!
 //! ```text
-//! small area   |live|free|live live|  hole: pos ····· end |live| free ... | high: never used
-//! bits          1111 0000 1111 1111         1111111111111  1111  0000        0000
+//! small area   |live|free|live live|  hole: pos ····· limit |live| free ... | high: never used
+//! bits          1111 0000 1111 1111         1111111111111    1111  0000        0000
 //! ```
 //!
-//! **What the inline paths see.** `pos` and `end` are the current hole while the thread is in a scope; both are 0
-//! outside (no block ends at 0, none fits below 0), and both 1 where a hole must first be found. `base` and
-//! `len` are the small area for local frees. While a scope counts, all four are masked so that every call takes the
-//! slow path; while they are masked the real hole is in `parked`.
+//! **Two lanes.** Blocks below 64 bytes and blocks from 64 bytes on are bumped in a hole each: neither needs a gap to be
+//! aligned, and small escapees, which are most, do not break up the stretch that a step's other blocks walk.
+//!
+//! **What the inline paths see.** A lane's `end` is its hole's `limit` while the thread is in a scope, 0 outside (nothing
+//! fits below 0), and 1 where the slow path must be taken. `base` and `len` are the small area for local frees. While a
+//! scope counts, position, end and area are masked so that every call takes the slow path.
 //!
 //! **Where the next hole comes from**, in this order: the free granules right behind the current one; the next run of
 //! free granules from the search mark on; if enough was allocated since the last look to pay for one, and less than two
@@ -24,10 +26,10 @@
 //! scope had to walk many times what it allocated, the beginning moves on instead: the walk of a step is bounded
 //! however many escapees there are.
 
-use crate::align::{align_down, align_up};
+use crate::align::{align_down, align_up, CACHE_LINE};
 use crate::layout::{
-    granules, last_byte, line_mask, scope_align, units, SegmentLayout, CHUNK_GRANULES, GRANULE, HOLE_MAX, SHORT_MAX,
-    SMALL_ALIGN_MAX, SMALL_MAX, UNIT, WORD_BYTES, WORD_GRANULES,
+    granules, last_byte, line_mask, scope_align, units, SegmentLayout, CHUNK_GRANULES, GRANULE, HOLE_MAX, LINE_FROM,
+    SHORT_MAX, SMALL_ALIGN_MAX, SMALL_MAX, UNIT, WORD_GRANULES,
 };
 use crate::live_map::{by_address, clear_short, LiveMap};
 use crate::marks::Marks;
@@ -77,12 +79,10 @@ pub enum Kind {
 #[derive(Clone, Copy)]
 struct Frame {
     serial: u64,
-    /// The position, or 1 where there was no hole.
-    pos: usize,
-    /// The search mark, a granule.
-    search: usize,
-    /// Walked less paid for, as of entry.
-    debt: i64,
+    /// The position in each lane, or 1 where there was no segment.
+    pos: [usize; LANES],
+    /// Walked less paid for, as of entry, by lane.
+    debt: [i64; LANES],
     kind: Kind,
     /// Whether the thread was in a scope, not suspended, when it came in.
     was_active: bool,
@@ -93,13 +93,72 @@ struct Frame {
 impl Frame {
     const NONE: Frame = Frame {
         serial: 0,
-        pos: 1,
-        search: 0,
-        debt: 0,
+        pos: [1; LANES],
+        debt: [0; LANES],
         kind: Kind::Scope,
         was_active: false,
         suspended: 0,
     };
+}
+
+/// Lane 0 bumps blocks below 64 bytes, lane 1 those from there on.
+const LANES: usize = 2;
+
+/// Where one kind of blocks is bumped. With a segment `[pos, limit)` is its hole, perhaps empty: then both are the mark
+/// from which the next is searched. In lane 1 both are multiples of 64.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Lane {
+    /// Address of the next block; 1 without a segment or while counting, 0 after the thread's end.
+    pos: usize,
+    /// What the inline path may fill: the limit, 0 outside scopes, or 1 to send it to the slow path.
+    end: usize,
+    /// Address of the hole's end.
+    limit: usize,
+    /// Where the hole began; a hint.
+    start: usize,
+    /// Bytes walked in search of holes, less `WALK_SHARE` times the bytes found.
+    debt: i64,
+    /// The position, while it is masked.
+    parked: usize,
+}
+
+impl Lane {
+    const NONE: Lane = Lane {
+        pos: 1,
+        end: 0,
+        limit: 1,
+        start: 1,
+        debt: 0,
+        parked: 1,
+    };
+
+    /// What the rest of the hole would pay for; added to `debt`, so that only what was allocated pays.
+    #[inline(always)]
+    fn unused(&self) -> i64 {
+        (self.limit.wrapping_sub(self.pos) as i64).wrapping_mul(WALK_SHARE)
+    }
+
+    #[inline(always)]
+    fn holds(&self, addr: usize) -> bool {
+        addr >= self.pos && addr < self.limit
+    }
+}
+
+/// Granules that a lane's holes are multiples of.
+#[inline(always)]
+const fn grain(lane: usize) -> usize {
+    if lane == 0 {
+        1
+    } else {
+        CACHE_LINE / GRANULE
+    }
+}
+
+/// The lane of blocks whose size less one is this.
+#[inline(always)]
+const fn lane_of(size_less_one: usize) -> usize {
+    (size_less_one >= LINE_FROM - 1) as usize
 }
 
 /// Names a frame, perhaps one that is gone.
@@ -128,12 +187,9 @@ impl Ticket {
 }
 
 #[repr(C)]
-/// The arena of one thread; see the file's head for what the first five fields may hold.
+/// The arena of one thread; see the file's head for what the first four fields may hold.
 pub struct Heap {
-    /// Address of the next granule of the hole; 0 outside scopes, 1 without a hole.
-    pub pos: usize,
-    /// Address of the hole's end; 0 outside scopes, 1 without a hole.
-    pub end: usize,
+    lanes: [Lane; LANES],
     /// Address of the small area; 0 without a segment.
     pub base: usize,
     /// Bytes of the small area; 0 without a segment or while counting.
@@ -145,12 +201,7 @@ pub struct Heap {
     active: bool,
     depth: usize,
     serial: u64,
-    search: usize,
-    debt: i64,
-    parked: (usize, usize),
     frames: [Frame; FRAMES],
-    /// Where the current hole began, address; a hint.
-    hole_start: usize,
     /// Scopes deeper than the table.
     deeper: u32,
     counting: u32,
@@ -185,8 +236,7 @@ impl Heap {
     /// A heap without a segment: it serves nothing but keeps frames.
     pub const fn new() -> Heap {
         Heap {
-            pos: 0,
-            end: 0,
+            lanes: [Lane::NONE; LANES],
             base: 0,
             len: 0,
             live: ptr::null(),
@@ -194,11 +244,7 @@ impl Heap {
             active: false,
             depth: 0,
             serial: 0,
-            search: 0,
-            debt: 0,
-            parked: (1, 1),
             frames: [Frame::NONE; FRAMES],
-            hole_start: 1,
             deeper: 0,
             counting: 0,
             map: LiveMap::NONE,
@@ -252,15 +298,16 @@ impl Heap {
             self.small_base = base.add(l.small);
             self.span_base = base.add(l.spans);
         }
-        self.search = 0;
         self.search_long = 0;
         self.looked_at = self.taken;
-        self.hole_start = 1;
         self.segment = Some(segment);
         self.live = by_address(&self.map, self.small_base.addr());
         self.show();
-        (self.pos, self.end) = (1, 1);
-        self.base = self.small_base.addr();
+        let start = self.small_base.addr();
+        for lane in &mut self.lanes {
+            (lane.pos, lane.limit, lane.start) = (start, start, start);
+        }
+        self.base = start;
         self.len = l.small_bytes;
         self.hide();
     }
@@ -269,10 +316,14 @@ impl Heap {
     /// returns the segment's number for the caller to give back.
     pub fn detach(&mut self) -> Option<usize> {
         self.show();
-        self.give_up_hole();
+        for lane in 0..LANES {
+            self.give_up_hole(lane);
+        }
         (self.depth, self.deeper, self.counting, self.active) = (0, 0, 0, false);
-        self.parked = (1, 1);
-        (self.pos, self.end, self.base, self.len) = (0, 0, 0, 0);
+        for lane in &mut self.lanes {
+            (lane.pos, lane.end, lane.limit, lane.start) = (0, 0, 0, 0);
+        }
+        (self.base, self.len) = (0, 0);
         let segment = self.segment?;
         self.discard(false, false);
         self.forget_if_empty();
@@ -308,35 +359,34 @@ impl Heap {
 
     // ---- Masking ----
 
-    #[inline]
-    fn is_masked(&self) -> bool {
-        !self.active || self.counting != 0
-    }
-
-    /// Puts the real hole and area into the fields of the inline paths.
+    /// Puts the real positions and area into the fields of the inline paths.
     fn show(&mut self) {
-        if self.is_masked() {
-            (self.pos, self.end) = self.parked;
-            self.restore_area();
-        }
-    }
-
-    fn restore_area(&mut self) {
-        if let Some(segment) = &self.segment {
-            self.base = self.small_base.addr();
-            self.len = segment.layout.small_bytes;
+        if self.counting != 0 {
+            for lane in &mut self.lanes {
+                lane.pos = lane.parked;
+            }
+            if let Some(segment) = &self.segment {
+                self.base = self.small_base.addr();
+                self.len = segment.layout.small_bytes;
+            }
         }
     }
 
     /// Masks what the state says must be masked; undoes `show`.
     fn hide(&mut self) {
-        if self.is_masked() {
-            self.parked = (self.pos, self.end);
-            let mask = usize::from(self.active);
-            (self.pos, self.end) = (mask, mask);
+        for lane in &mut self.lanes {
+            lane.end = match (self.active, self.counting) {
+                (false, _) => 0,
+                (true, 0) => lane.limit,
+                (true, _) => 1,
+            };
             if self.counting != 0 {
-                (self.base, self.len) = (0, 0);
+                lane.parked = lane.pos;
+                lane.pos = 1;
             }
+        }
+        if self.counting != 0 {
+            (self.base, self.len) = (0, 0);
         }
         self.special = self.counting;
     }
@@ -347,19 +397,31 @@ impl Heap {
         self.active
     }
 
+    /// Whether what the inline path cannot serve is the backing's: the thread is outside all scopes.
+    #[inline(always)]
+    pub fn is_outside(&self) -> bool {
+        self.lanes[0].end == 0
+    }
+
     /// Whether a scope counts.
     #[inline]
     pub fn is_counting(&self) -> bool {
         self.counting != 0
     }
 
-    /// The real hole.
-    #[inline]
-    fn hole(&self) -> (usize, usize) {
-        if self.is_masked() {
-            self.parked
-        } else {
-            (self.pos, self.end)
+    /// Sends every allocation to the slow path, scope or not, until the ends returned are put back.
+    pub fn divert(&mut self) -> [usize; LANES] {
+        let mut ends = [0; LANES];
+        for (lane, end) in self.lanes.iter_mut().zip(&mut ends) {
+            *end = core::mem::replace(&mut lane.end, 1);
+        }
+        ends
+    }
+
+    /// Ends what `divert` began.
+    pub fn undivert(&mut self, ends: [usize; LANES]) {
+        for (lane, end) in self.lanes.iter_mut().zip(ends) {
+            lane.end = end;
         }
     }
 
@@ -373,7 +435,8 @@ impl Heap {
         }
         let was_active = self.active;
         if !was_active {
-            (self.pos, self.end) = self.parked;
+            self.lanes[0].end = self.lanes[0].limit;
+            self.lanes[1].end = self.lanes[1].limit;
             self.active = true;
         }
         self.push(Kind::Scope, was_active)
@@ -384,9 +447,11 @@ impl Heap {
         self.serial = self.serial.wrapping_add(1);
         let frame = Frame {
             serial: self.serial,
-            pos: self.pos,
-            search: self.search,
-            debt: self.debt.wrapping_add(self.unused()),
+            pos: [self.lanes[0].pos, self.lanes[1].pos],
+            debt: [
+                self.lanes[0].debt.wrapping_add(self.lanes[0].unused()),
+                self.lanes[1].debt.wrapping_add(self.lanes[1].unused()),
+            ],
             kind,
             was_active,
             suspended: 0,
@@ -402,12 +467,6 @@ impl Heap {
         }
     }
 
-    /// What the rest of the hole would pay for; added to `debt`, so that only what was allocated pays.
-    #[inline(always)]
-    fn unused(&self) -> i64 {
-        (self.end.wrapping_sub(self.pos) / GRANULE) as i64 * WALK_SHARE
-    }
-
     /// Opens an extent of any kind.
     #[cold]
     pub fn enter_slow(&mut self, kind: Kind) -> Ticket {
@@ -419,7 +478,6 @@ impl Heap {
         let ticket = self.push(kind, was_active);
         self.active = kind != Kind::Outside;
         self.counting = self.counting.wrapping_add(u32::from(kind == Kind::Counted));
-        // `hide` parks what `show` brought out, by the new state.
         self.hide();
         ticket
     }
@@ -458,13 +516,13 @@ impl Heap {
                 ..
             }) = self.frames.get(ticket.index)
             {
-                if serial == ticket.serial && pos == self.pos {
+                if serial == ticket.serial && pos == [self.lanes[0].pos, self.lanes[1].pos] {
                     self.depth = ticket.index;
                     self.deeper = 0;
                     self.steps = self.steps.wrapping_add(1);
                     if !was_active {
-                        self.parked = (self.pos, self.end);
-                        (self.pos, self.end) = (0, 0);
+                        self.lanes[0].end = 0;
+                        self.lanes[1].end = 0;
                         self.active = false;
                     }
                     return;
@@ -532,8 +590,11 @@ impl Heap {
         self.depth = kept;
         self.deeper = 0;
         self.steps = self.steps.wrapping_add(1);
-        if frame.kind != Kind::Outside {
-            self.go_back(&frame);
+        if frame.kind != Kind::Outside && self.segment.is_some() {
+            for lane in 0..LANES {
+                self.go_back(lane, &frame);
+            }
+            self.search_long = self.granule(self.lanes[1].limit);
         }
         self.active = self.top_is_active();
         self.hide();
@@ -568,47 +629,48 @@ impl Heap {
     }
 
     /// Takes the hole that begins where the frame began, as far as its memory is free.
-    fn go_back(&mut self, frame: &Frame) {
-        if self.segment.is_none() {
+    fn go_back(&mut self, index: usize, frame: &Frame) {
+        let (Some(&lane), Some(&pos), Some(&debt)) =
+            (self.lanes.get(index), frame.pos.get(index), frame.debt.get(index))
+        else {
             return;
-        }
-        let walked = self.debt.wrapping_add(self.unused()).wrapping_sub(frame.debt);
-        let start = self.hole_start.min(self.pos);
-        let in_hole = self.pos != 1 && frame.pos != 1 && frame.pos >= start && frame.pos <= self.end;
-        if in_hole {
-            if self.pos <= frame.pos {
+        };
+        let walked = lane.debt.wrapping_add(lane.unused()).wrapping_sub(debt);
+        let start = lane.start.min(lane.pos);
+        if pos >= start && pos <= lane.limit {
+            if lane.pos <= pos {
                 return; // all of it was freed, and perhaps a block from before
             }
-            let (from, to) = (self.granule(frame.pos), self.granule(self.pos));
+            let (from, to) = (self.granule(pos), self.granule(lane.pos));
             // Longer than a hole, it is taken anew below: a step's end must not look at all that the step used.
             if to.wrapping_sub(from) <= HOLE_MAX && self.map.first_live(from, to) == to {
                 self.map.set(from, to);
-                self.pos = frame.pos;
-                self.search_long = self.search;
+                self.lanes[index % LANES].pos = pos;
                 return;
             }
         }
-        let mark = if walked > 0 && self.pos != 1 {
+        let mark = if walked > 0 && lane.pos < lane.limit {
             self.granule(start)
-        } else if frame.pos != 1 {
-            self.granule(frame.pos)
+        } else if pos != 1 {
+            self.granule(pos)
         } else {
-            frame.search
+            0 // there was no segment then
         };
-        self.give_up_hole();
-        self.take_from(mark);
+        self.give_up_hole(index);
+        self.take_from(index, mark);
     }
 
-    /// Makes the first free granules from `mark` on the hole, if there are any near.
-    fn take_from(&mut self, mark: usize) {
+    /// Makes the first free granules from `mark` on the lane's hole, if there are any near.
+    fn take_from(&mut self, index: usize, mark: usize) {
         let high = self.small.high;
-        // A word's worth of looks past live granules: escapees at the beginning of a step would else stop every step.
+        // As many looks past live granules as a hole is long: escapees where a step begins would else stop every step.
         let start = self.map.first_free(mark, high.min(mark.wrapping_add(HOLE_MAX)));
         let end = self.map.first_live(start, high.min(start.wrapping_add(HOLE_MAX)));
-        self.search = end.max(start);
-        self.search_long = self.search;
+        let (start, end) = (align_up(start, grain(index)), align_down(end, grain(index)));
         if start < end {
-            self.take(start, end);
+            self.take(index, start, end);
+        } else {
+            self.set_mark(index, start);
         }
     }
 
@@ -647,46 +709,60 @@ impl Heap {
         self.small_base.with_addr(addr)
     }
 
-    /// Makes the free granules `[start, end)` the hole (H2). There is none now.
-    fn take(&mut self, start: usize, end: usize) {
+    /// Makes the free granules `[start, end)`, inwards to the lane's grain, its hole (H2). It has none now.
+    fn take(&mut self, index: usize, start: usize, end: usize) {
+        let (start, end) = (align_up(start, grain(index)), align_down(end, grain(index)));
         self.map.set(start, end);
-        (self.pos, self.end) = (self.addr(start), self.addr(end));
-        self.hole_start = self.pos;
-        self.used(start, end);
+        let (pos, limit) = (self.addr(start), self.addr(end));
+        let lane = &mut self.lanes[index % LANES];
+        (lane.pos, lane.limit, lane.start) = (pos, limit, pos);
+        self.used(index, start, end);
+    }
+
+    /// Lets the lane's next search begin at `mark`. It has no hole now.
+    fn set_mark(&mut self, index: usize, mark: usize) {
+        let at = self.addr(align_up(mark, grain(index)));
+        let lane = &mut self.lanes[index % LANES];
+        (lane.pos, lane.limit, lane.start) = (at, at, at);
     }
 
     /// Accounts for granules that became a hole or a long block.
-    fn used(&mut self, start: usize, end: usize) {
+    fn used(&mut self, index: usize, start: usize, end: usize) {
         let count = end.wrapping_sub(start);
         self.taken = self.taken.wrapping_add(count as u64);
-        self.debt = self.debt.wrapping_sub(count as i64 * WALK_SHARE);
+        let lane = &mut self.lanes[index % LANES];
+        lane.debt = lane
+            .debt
+            .wrapping_sub((count.wrapping_mul(GRANULE) as i64).wrapping_mul(WALK_SHARE));
         self.marks
             .touch(start / CHUNK_GRANULES, end.wrapping_sub(1) / CHUNK_GRANULES);
     }
 
-    /// Ends the hole: `[pos, end)` is free (H2).
-    fn give_up_hole(&mut self) {
-        if self.pos < self.end {
-            let (start, end) = (self.granule(self.pos), self.granule(self.end));
-            self.debt = self.debt.wrapping_add(self.unused());
-            let _whole = self.map.clear(start, end);
+    /// Ends the lane's hole: `[pos, limit)` is free (H2). Its limit stays as the mark.
+    fn give_up_hole(&mut self, index: usize) {
+        let lane = self.lanes[index % LANES];
+        if lane.pos < lane.limit {
+            let _whole = self.map.clear(self.granule(lane.pos), self.granule(lane.limit));
+            let lane = &mut self.lanes[index % LANES];
+            lane.debt = lane.debt.wrapping_add(lane.unused());
+            (lane.pos, lane.start) = (lane.limit, lane.limit);
         }
-        (self.pos, self.end, self.hole_start) = (1, 1, 1);
     }
 
-    /// Bumps in the hole, any size and alignment; null if it does not fit.
+    /// Bumps in the lane's hole, any size and alignment; null if it does not fit.
     #[inline]
-    fn bump_any(&mut self, count: usize, align: usize) -> *mut u8 {
-        let at = align_up(self.pos, align);
+    fn bump_any(&mut self, index: usize, count: usize, align: usize) -> *mut u8 {
+        let pos = self.lanes[index % LANES].pos;
+        let at = align_up(pos, align);
         let end = at.wrapping_add(count.wrapping_mul(GRANULE));
-        if end > self.end {
+        if end > self.lanes[index % LANES].limit {
             return ptr::null_mut();
         }
-        if at != self.pos {
-            let gap = (self.granule(self.pos), self.granule(at));
-            let _whole = self.map.clear(gap.0, gap.1);
+        if at != pos {
+            // The gap leaves the hole (H1).
+            let _whole = self.map.clear(self.granule(pos), self.granule(at));
         }
-        self.pos = end;
+        self.lanes[index % LANES].pos = end;
         self.small_ptr(at)
     }
 
@@ -698,27 +774,13 @@ impl Heap {
             return ptr::null_mut();
         }
         let mask = line_mask(less_one);
-        let pos = self.pos;
-        let at = pos.wrapping_add(mask) & !mask;
+        let lane = &mut self.lanes[lane_of(less_one)];
+        let at = lane.pos;
         let end = at.wrapping_add(less_one | mask).wrapping_add(1);
-        if end > self.end {
+        if end > lane.end || align > mask.wrapping_add(1) {
             return ptr::null_mut();
         }
-        if align > mask.wrapping_add(1) {
-            return ptr::null_mut();
-        }
-        self.pos = end;
-        if at != pos {
-            // The gap is at most three granules before a line's start, so in one word; it leaves the hole (H1).
-            let gap = 1u64
-                .wrapping_shl((at.wrapping_sub(pos) / GRANULE) as u32)
-                .wrapping_sub(1);
-            let gap = gap.wrapping_shl((pos / GRANULE) as u32);
-            // SAFETY: the hole is inside the small area, whose map is committed as far as the area; owner only.
-            let word = unsafe { &*self.live.wrapping_add(pos / WORD_BYTES) };
-            // Relaxed: only the owner writes the live map.
-            word.store(word.load(Ordering::Relaxed) & !gap, Ordering::Relaxed);
-        }
+        lane.pos = end;
         // SAFETY: a hole that fits a block is inside the small area, and that is not at address 0.
         unsafe { core::hint::assert_unchecked(at != 0) };
         self.small_ptr(at)
@@ -732,15 +794,17 @@ impl Heap {
             return false;
         }
         let last = addr.wrapping_add(last_byte(less_one));
-        if last.wrapping_add(1) == self.pos {
-            self.pos = addr; // H4: its bits now stand for the hole
+        let lane = &mut self.lanes[lane_of(less_one)];
+        if last.wrapping_add(1) == lane.pos {
+            lane.pos = addr; // H4: its bits now stand for the hole
             return true;
         }
+        let in_hole = lane.holds(addr);
         if addr.wrapping_sub(self.base) >= self.len {
             return false;
         }
         // In the hole there is no block: a second free of the last one would clear bits that stand for the hole.
-        if addr >= self.pos && addr < self.end {
+        if in_hole {
             return false;
         }
         // SAFETY: the block is in this heap's small area, so its bits are committed, and the caller is the owner.
@@ -761,12 +825,13 @@ impl Heap {
     fn alloc_small(&mut self, size: usize, align: usize) -> Result<*mut u8, Refused> {
         let count = granules(size);
         let align = scope_align(size, align);
-        let p = self.bump_any(count, align);
+        let index = lane_of(size.max(1).wrapping_sub(1));
+        let p = self.bump_any(index, count, align);
         if !p.is_null() {
             return Ok(p);
         }
-        if self.extend_hole() {
-            let p = self.bump_any(count, align);
+        if self.extend_hole(index) {
+            let p = self.bump_any(index, count, align);
             if !p.is_null() {
                 return Ok(p);
             }
@@ -775,74 +840,87 @@ impl Heap {
         if count > SHORT_GRANULES {
             return self.alloc_long(count, align);
         }
-        self.refill(count, align / GRANULE)?;
-        Ok(self.bump_any(count, align))
+        self.refill(index, count, align / GRANULE)?;
+        Ok(self.bump_any(index, count, align))
     }
 
-    /// Lengthens the hole by the free granules behind it.
-    fn extend_hole(&mut self) -> bool {
-        if self.pos == 1 {
+    /// Lengthens the lane's hole by the free granules behind it.
+    fn extend_hole(&mut self, index: usize) -> bool {
+        let lane = self.lanes[index % LANES];
+        if lane.pos >= lane.limit {
             return false;
         }
-        let (end, high) = (self.granule(self.end), self.small.high);
+        let (end, high) = (self.granule(lane.limit), self.small.high);
         let free = self.map.first_live(end, high.min(end.wrapping_add(HOLE_MAX)));
-        if free <= end {
+        self.lengthen(index, free)
+    }
+
+    /// Takes the free granules from the lane's limit to `end` into its hole.
+    fn lengthen(&mut self, index: usize, end: usize) -> bool {
+        let from = self.granule(self.lanes[index % LANES].limit);
+        let end = align_down(end, grain(index));
+        if end <= from {
             return false;
         }
-        self.map.set(end, free);
-        self.end = self.addr(free);
-        self.used(end, free);
-        if self.search >= end {
-            self.search = self.search.max(free);
-        }
+        self.map.set(from, end);
+        self.lanes[index % LANES].limit = self.addr(end);
+        self.used(index, from, end);
         true
     }
 
     /// Finds a hole in which `count` granules fit at a multiple of `align` granules.
-    fn refill(&mut self, count: usize, align: usize) -> Result<(), Refused> {
-        let at_top = self.pos != 1 && self.granule(self.end) == self.small.high;
-        let fresh = if at_top {
-            self.granule(self.pos)
+    fn refill(&mut self, index: usize, count: usize, align: usize) -> Result<(), Refused> {
+        let lane = self.lanes[index % LANES];
+        let mark = self.granule(lane.limit);
+        let fresh = if mark == self.small.high {
+            self.granule(lane.pos)
         } else {
             self.small.high
         };
-        self.give_up_hole();
+        self.give_up_hole(index);
         let count_min = count.max(RUN_MIN);
-        if let Some((start, end)) = self.walk(self.search, count_min, align, HOLE_MAX) {
-            self.search = end;
-            self.take(start, end);
+        if let Some((start, end)) = self.walk(index, mark, count_min, align, HOLE_MAX) {
+            self.take(index, start, end);
             return Ok(());
         }
-        self.search = self.small.high;
         let paid = self.look_is_paid();
         if self.may_look_again() {
-            if let Some((start, end)) = self.walk(0, count_min, align, HOLE_MAX) {
-                self.search = end;
-                self.take(start, end);
+            if let Some((start, end)) = self.walk(index, 0, count_min, align, HOLE_MAX) {
+                self.take(index, start, end);
                 return Ok(());
             }
         }
-        let need = count.wrapping_add(align);
-        let end = match self.grow(fresh, fresh.wrapping_add(FRESH.max(need)), fresh.wrapping_add(need)) {
-            Ok(end) => end,
+        let need = count.wrapping_add(align).wrapping_add(grain(index));
+        let (start, end) = match self.grow(fresh, fresh.wrapping_add(FRESH.max(need)), fresh.wrapping_add(need)) {
+            Ok(end) => (fresh, end),
             Err(refused) => {
-                let (start, end) = self.look_when_full(paid, count_min, align, HOLE_MAX).ok_or(refused)?;
-                self.search = end;
-                self.take(start, end);
-                return Ok(());
+                let found = self.look_when_full(index, paid, count_min, align, HOLE_MAX);
+                if found.is_none() {
+                    self.set_mark(index, self.small.high);
+                }
+                found.ok_or(refused)?
             }
         };
-        self.search = end;
-        self.take(fresh, end);
+        self.take(index, start, end);
         self.publish();
         Ok(())
     }
 
-    fn walk(&mut self, from: usize, count: usize, align: usize, longest: usize) -> Option<(usize, usize)> {
+    fn walk(
+        &mut self,
+        index: usize,
+        from: usize,
+        count: usize,
+        align: usize,
+        longest: usize,
+    ) -> Option<(usize, usize)> {
         let high = self.small.high;
         let found = self.map.next_run(from, high, count, align, longest);
         let to = found.map_or(high, |run| run.0);
-        self.debt = self.debt.wrapping_add(to.saturating_sub(from) as i64);
+        let lane = &mut self.lanes[index % LANES];
+        lane.debt = lane
+            .debt
+            .wrapping_add(to.saturating_sub(from).wrapping_mul(GRANULE) as i64);
         found
     }
 
@@ -854,13 +932,20 @@ impl Heap {
 
     /// The whole area is searched, however dense, when it cannot grow. What is refused pays for the next look, or an area
     /// that was full once would never be looked at again.
-    fn look_when_full(&mut self, paid: bool, count: usize, align: usize, longest: usize) -> Option<(usize, usize)> {
+    fn look_when_full(
+        &mut self,
+        index: usize,
+        paid: bool,
+        count: usize,
+        align: usize,
+        longest: usize,
+    ) -> Option<(usize, usize)> {
         self.taken = self.taken.wrapping_add(count as u64);
         if !paid && !self.look_is_paid() {
             return None;
         }
         self.looked_at = self.taken;
-        self.walk(0, count, align, longest)
+        self.walk(index, 0, count, align, longest)
     }
 
     /// Whether a search of the whole area is paid for and promises enough: `DENSE`.
@@ -930,30 +1015,28 @@ impl Heap {
         let step = align / GRANULE;
         let need = count.wrapping_add(step);
         let mut paid = false;
-        let mut found = self.walk(self.search_long, count, step, need);
+        let mut found = self.walk(1, self.search_long, count, step, need);
         if found.is_none() {
             self.search_long = self.small.high;
             paid = self.look_is_paid();
             if self.may_look_again() {
-                found = self.walk(0, count, step, need);
+                found = self.walk(1, 0, count, step, need);
             }
         }
         if found.is_none() {
             let high = self.small.high;
-            let at_top = self.pos != 1 && self.granule(self.end) == high;
-            let longer = at_top.then(|| self.grow(high, high.wrapping_add(need.max(FRESH)), high.wrapping_add(need)));
-            if let Some(Ok(end)) = longer {
+            let more = need.wrapping_add(grain(1));
+            if self.granule(self.lanes[1].limit) == high {
                 // The hole is the last of the area: lengthen it.
-                self.map.set(high, end);
-                self.end = self.addr(end);
-                self.used(high, end);
-                self.search = self.search.max(end);
-                self.publish();
-                return Ok(self.bump_any(count, align));
+                if let Ok(end) = self.grow(high, high.wrapping_add(more.max(FRESH)), high.wrapping_add(more)) {
+                    self.lengthen(1, end);
+                    self.publish();
+                    return Ok(self.bump_any(1, count, align));
+                }
             }
             found = match self.grow(high, high.wrapping_add(need), high.wrapping_add(need)) {
                 Ok(end) => Some((high, end)),
-                Err(refused) => Some(self.look_when_full(paid, count, step, need).ok_or(refused)?),
+                Err(refused) => Some(self.look_when_full(1, paid, count, step, need).ok_or(refused)?),
             };
             self.publish();
         }
@@ -963,7 +1046,7 @@ impl Heap {
         let at = align_up(start, step);
         let end = at.wrapping_add(count);
         self.map.set(at, end);
-        self.used(at, end);
+        self.used(1, at, end);
         self.search_long = end;
         Ok(self.small_ptr(self.addr(at)))
     }
@@ -1011,7 +1094,10 @@ impl Heap {
     /// Frees a block of this heap's segment.
     pub fn free(&mut self, addr: usize, size: usize) -> Freed {
         let done = if self.owns_small(addr) {
-            self.free_small(addr, size)
+            self.show();
+            let done = self.free_small(addr, size);
+            self.hide();
+            done
         } else {
             let done = self.unit(addr).is_some_and(|unit| self.spans.free(unit));
             self.publish_spans();
@@ -1026,19 +1112,15 @@ impl Heap {
 
     fn free_small(&mut self, addr: usize, size: usize) -> bool {
         let (start, count) = (self.granule(addr), granules(size));
-        let (pos, end) = self.hole();
-        if addr % GRANULE != 0 || addr.wrapping_sub(pos) < end.wrapping_sub(pos) {
+        if addr % GRANULE != 0 || self.lanes.iter().any(|lane| lane.holds(addr)) {
             return false;
         }
         if start.wrapping_add(count) > self.small.high {
             return false;
         }
-        if pos != 1 && addr.wrapping_add(count.wrapping_mul(GRANULE)) == pos {
-            if self.is_masked() {
-                self.parked.0 = addr;
-            } else {
-                self.pos = addr;
-            }
+        let lane = &mut self.lanes[lane_of(size.max(1).wrapping_sub(1))];
+        if addr.wrapping_add(count.wrapping_mul(GRANULE)) == lane.pos {
+            lane.pos = addr;
             return true;
         }
         self.map.clear(start, start.wrapping_add(count))
@@ -1070,22 +1152,24 @@ impl Heap {
             return true;
         }
         self.show();
-        let done = self.resize_small(addr, have, want);
+        let done = self.resize_small(addr, (old, have), (new, want));
         self.hide();
         done
     }
 
-    fn resize_small(&mut self, addr: usize, have: usize, want: usize) -> bool {
+    fn resize_small(&mut self, addr: usize, (old, have): (usize, usize), (new, want): (usize, usize)) -> bool {
         let start = self.granule(addr);
         let (old_end, new_end) = (start.wrapping_add(have), start.wrapping_add(want));
         let new_end_addr = addr.wrapping_add(want.wrapping_mul(GRANULE));
-        if self.pos != 1 && self.addr(old_end) == self.pos {
-            while new_end_addr > self.end {
-                if !self.extend_hole() {
+        let index = lane_of(old.max(1).wrapping_sub(1));
+        // Lane 1's position stays at a line: a block that shrinks below one leaves it.
+        if self.addr(old_end) == self.lanes[index % LANES].pos && (index == 0 || new >= LINE_FROM) {
+            while new_end_addr > self.lanes[index % LANES].limit {
+                if !self.extend_hole(index) {
                     return false;
                 }
             }
-            self.pos = new_end_addr;
+            self.lanes[index % LANES].pos = new_end_addr;
             return true;
         }
         if want < have {
@@ -1103,9 +1187,12 @@ impl Heap {
     pub fn is_gone(&mut self, addr: usize) -> bool {
         if self.owns_small(addr) {
             let granule = self.granule(addr);
-            let (pos, end) = self.hole();
             let bit = self.map.peek(granule / WORD_GRANULES) >> (granule % WORD_GRANULES) & 1;
-            return bit == 0 || addr.wrapping_sub(pos) < end.wrapping_sub(pos);
+            return bit == 0
+                || self
+                    .real_holes()
+                    .iter()
+                    .any(|&(pos, limit)| addr >= pos && addr < limit);
         }
         match self.unit(addr) {
             Some(unit) => self.spans.used_len(unit).is_none() || self.spans.is_freed_remotely(unit),
@@ -1194,14 +1281,15 @@ impl Heap {
             return 0;
         }
         self.show();
-        let mark = (self.pos != 1).then(|| self.granule(self.pos));
-        let (search, search_long) = (self.search, self.search_long);
-        self.give_up_hole();
-        let given = self.discard(false, true);
-        if let Some(mark) = mark {
-            self.take_from(mark);
+        let mut marks = [0; LANES];
+        for (index, mark) in marks.iter_mut().enumerate() {
+            *mark = self.granule(self.lanes[index % LANES].pos);
+            self.give_up_hole(index);
         }
-        (self.search, self.search_long) = (search, search_long);
+        let given = self.discard(false, true);
+        for (index, mark) in marks.into_iter().enumerate() {
+            self.take_from(index, mark);
+        }
         self.publish();
         self.hide();
         given
@@ -1237,8 +1325,17 @@ impl Heap {
     pub fn settle(&mut self) -> usize {
         self.spans.fold();
         self.publish();
-        let (pos, end) = self.hole();
-        end.wrapping_sub(pos)
+        let holes = self.real_holes();
+        let bytes = holes.iter().map(|&(pos, limit)| limit.wrapping_sub(pos));
+        bytes.fold(0, usize::wrapping_add)
+    }
+
+    /// The holes as they are behind the masks: position and limit.
+    fn real_holes(&self) -> [(usize, usize); LANES] {
+        self.lanes.map(|lane| {
+            let pos = if self.counting != 0 { lane.parked } else { lane.pos };
+            (pos, lane.limit)
+        })
     }
 
     /// The segment, for figures.
@@ -1249,19 +1346,21 @@ impl Heap {
     /// Panics unless the numbered invariants hold. For tests; never called by an allocation.
     #[cfg(test)]
     pub fn debug_check(&mut self) {
-        let (pos, end) = self.hole();
         if self.segment.is_none() {
-            assert!(pos == 1 && end == 1, "a hole without a segment");
             return;
         }
-        assert!(pos == end && pos == 1 || (pos <= end && pos % GRANULE == 0 && end % GRANULE == 0));
-        if pos != 1 {
-            for granule in self.granule(pos)..self.granule(end) {
+        let holes = self.real_holes();
+        for (index, (pos, limit)) in holes.into_iter().enumerate() {
+            assert!(pos <= limit && pos % (grain(index) * GRANULE) == 0 && limit % (grain(index) * GRANULE) == 0);
+            for granule in self.granule(pos)..self.granule(limit) {
                 let bit = self.map.peek(granule / WORD_GRANULES) >> (granule % WORD_GRANULES) & 1;
                 assert_eq!(bit, 1, "H1: a granule of the hole is not marked");
             }
-            assert!(self.granule(end) <= self.small.high);
+            assert!(pos == limit || self.granule(limit) <= self.small.high);
         }
+        let apart = holes[0].1 <= holes[1].0 || holes[1].1 <= holes[0].0;
+        let empty = holes.iter().any(|(pos, limit)| pos == limit);
+        assert!(apart || empty, "H1: the holes overlap");
         for word in self.small.high / WORD_GRANULES..self.small.committed / WORD_GRANULES {
             let from = self.small.high.saturating_sub(word * WORD_GRANULES).min(WORD_GRANULES);
             let beyond = if from == WORD_GRANULES { 0 } else { u64::MAX << from };
@@ -1286,8 +1385,8 @@ impl Heap {
         if self.segment.is_none() {
             return 0;
         }
-        let (pos, end) = self.hole();
-        let hole = end.wrapping_sub(pos) / GRANULE;
+        let holes = self.real_holes().map(|(pos, limit)| (limit - pos) / GRANULE);
+        let hole = holes[0] + holes[1];
         self.map
             .count(self.small.high.div_ceil(WORD_GRANULES))
             .wrapping_sub(hole)

@@ -1,35 +1,54 @@
 #![doc = include_str!("../README.md")]
 
-// Prose: the design.
-pub mod design;
 // Layer 0: arithmetic and plain values.
 mod align;
 mod error;
 mod layout;
+mod zeroable;
+
 // Layer 1: the outside.
 mod sync;
 mod sys;
+
 // Layer 2: owned memory.
 mod live_map;
 mod marks;
 mod spans;
 // A segment's header keeps the state of the spans.
 mod segment;
+
 // Layer 3: allocators; they know no threads and no globals.
+mod aligned;
+mod arena;
 mod heap;
 mod ledger;
+mod pool;
+
 // Layer 4: the thread.
 mod thread;
+
 // Layer 5: the doors.
 mod global;
 mod scope;
 mod stats;
+mod tensor_arena;
 
+// Prose.
+pub mod design;
+pub mod migration;
+
+pub use aligned::{aligned_alloc, aligned_alloc_zeroed, aligned_free, AlignedBuf};
+pub use arena::{Arena, ArenaBox, ArenaBuilder, ArenaStats, Checkpoint, CheckpointError, Retain, Scope};
 pub use error::AllocError;
 #[doc(hidden)]
 pub use global::in_arena;
 pub use global::{is_installed, StepAlloc};
+pub use pool::{Pool, PoolBox, PoolFreeError, RawPool, SharedPool, SharedPoolBox};
 pub use scope::{
     arena_scope, arena_scope_report, outside_scope, scope_depth, ArenaScope, CountedScope, Fallbacks, ScopeReport,
 };
 pub use stats::{heap_stats, stats, trim, HeapStats, Stats};
+pub use tensor_arena::{
+    cleanup_tensor_arena, init_tensor_arena, tensor_arena, try_tensor_arena, TensorArena, TensorArenaError,
+};
+pub use zeroable::Zeroable;

@@ -69,7 +69,7 @@ fn live(seed: u64, steps: usize, peers: &[Sender<Block>], inbox: &Receiver<Block
                 }
             }
             2..=6 => {
-                let (layout, id, zeroed) = (layout(&mut random), random.next(), random.one_in(4));
+                let (layout, id, zeroed) = (layout(&mut random), random.bits(), random.one_in(4));
                 let make = || Block::make(&ARENA, layout, id, zeroed);
                 blocks.push(if random.one_in(16) { outside_scope(make) } else { make() });
             }
@@ -133,9 +133,10 @@ fn generation(seed: u64, threads: usize, steps: usize) {
         })
     };
     let workers: Vec<_> = inboxes.into_iter().enumerate().map(start).collect();
+    // An inbox is emptied when nobody sends any more.
+    let ended: Vec<_> = workers.into_iter().map(|worker| worker.join().unwrap()).collect();
     let mut left = vec![];
-    for worker in workers {
-        let (blocks, inbox) = worker.join().unwrap();
+    for (blocks, inbox) in ended {
         left.extend(blocks);
         left.extend(inbox.try_iter());
     }

@@ -373,6 +373,19 @@ fn guards_are_dropped_by_destructors_of_thread_locals() {
 }
 
 #[test]
+fn scopes_that_a_thread_left_open_end_with_its_arena() {
+    for (teardown, expected) in BOTH.into_iter().zip([70, 0]) {
+        let (sender, receiver) = channel();
+        with_destructor(
+            teardown,
+            move || sender.send(scope_depth()).unwrap(),
+            || (0..70).for_each(|_| std::mem::forget(ArenaScope::enter())),
+        );
+        assert_eq!(receiver.recv().unwrap(), expected);
+    }
+}
+
+#[test]
 fn guards_made_by_one_destructor_are_dropped_by_another() {
     for teardown in BOTH {
         with_destructor(

@@ -6,6 +6,7 @@
 //! | `release(p, bytes)` | gives a whole reservation back |
 //! | `commit(p, bytes)` | makes whole pages of a reservation readable and writable, zero where never touched; `false` if refused |
 //! | `discard(p, bytes)` | drops the contents of whole committed pages; they read as zero again and cost no memory until touched |
+//! | `decommit(p, bytes)` | takes whole pages back to merely reserved; committed again they read as zero; `false` if refused |
 //! | `advise_huge(p, bytes)` | a wish: back these committed pages with huge pages |
 //! | `resident(p, bytes)` | how many bytes of these whole pages are in memory now |
 //! | `address_space()` | bytes of address space that a reservation may take at most |
@@ -26,7 +27,8 @@ mod os;
 mod os;
 
 pub use os::{
-    address_space, advise_huge, coarse_millis, commit, die, discard, release, reserve, resident, thread_faults,
+    address_space, advise_huge, coarse_millis, commit, decommit, die, discard, release, reserve, resident,
+    thread_faults, HAS_RESERVATIONS,
 };
 
 /// The page that memory is committed and given back by: 4 KiB, a multiple of it where the system's is larger.

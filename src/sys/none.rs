@@ -1,5 +1,8 @@
 //! Systems without reservations: every request for memory is refused, so everything goes to the backing.
 
+/// Whether `reserve` can ever succeed here.
+pub const HAS_RESERVATIONS: bool = false;
+
 /// A page size for arithmetic; nothing is ever committed here.
 pub fn page_size() -> usize {
     4096
@@ -21,6 +24,14 @@ pub unsafe fn release(_p: *mut u8, _bytes: usize) {}
 /// # Safety
 /// None: there is no range to name.
 pub unsafe fn commit(_p: *mut u8, _bytes: usize) -> bool {
+    false
+}
+
+/// Nothing was ever committed.
+///
+/// # Safety
+/// None: there is no range to name.
+pub unsafe fn decommit(_p: *mut u8, _bytes: usize) -> bool {
     false
 }
 

@@ -9,6 +9,9 @@ use core::ffi::c_void;
 const PROT_RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
 const MAP_PRIVATE_ANON: i32 = libc::MAP_PRIVATE | libc::MAP_ANON | libc::MAP_NORESERVE;
 
+/// Whether `reserve` can ever succeed here.
+pub const HAS_RESERVATIONS: bool = true;
+
 /// The system's page size; read once (Relaxed: every thread that asks reads the same number).
 pub fn page_size() -> usize {
     static PAGE: AtomicUsize = AtomicUsize::new(0);
@@ -81,6 +84,27 @@ pub unsafe fn discard(p: *mut u8, bytes: usize) {
             0,
         );
     }
+}
+
+/// Takes whole pages back to merely reserved: no memory, no access; `false` if the system refuses.
+///
+/// The range is mapped anew, so that pages committed again are zero whatever held the old ones.
+///
+/// # Safety
+/// The range is page aligned, inside one live reservation, and holds no data that anyone will read again.
+pub unsafe fn decommit(p: *mut u8, bytes: usize) -> bool {
+    let flags = MAP_PRIVATE_ANON | libc::MAP_FIXED;
+    // SAFETY: replaces our own pages, which by the caller's promise nobody uses, by fresh ones at the same place.
+    let q = unsafe { libc::mmap(p.cast::<c_void>(), bytes, libc::PROT_NONE, flags, -1, 0) };
+    if q == libc::MAP_FAILED {
+        return false;
+    }
+    #[cfg(target_os = "linux")]
+    // SAFETY: the range is the mapping just made; the advice (see `reserve`) changes no contents.
+    unsafe {
+        libc::madvise(q, bytes, libc::MADV_NOHUGEPAGE);
+    }
+    true
 }
 
 /// Asks for huge pages under a committed range.

@@ -76,7 +76,7 @@ fn strings(random: &mut Random) {
     let mut all = String::new();
     let mut parts = vec![];
     for _ in 0..40 {
-        let number = random.next() >> random.below(60);
+        let number = random.bits() >> random.below(60);
         parts.push(text(number));
         write!(all, "{};", text(number)).unwrap();
     }
@@ -116,7 +116,7 @@ fn maps(random: &mut Random) {
 fn queues(random: &mut Random) {
     let (mut queue, mut list, mut heap) = (VecDeque::new(), LinkedList::new(), BinaryHeap::new());
     for _ in 0..150 {
-        let number = random.next();
+        let number = random.bits();
         if random.below(3) == 0 {
             assert_eq!(queue.pop_front(), list.pop_front());
         } else {
@@ -167,7 +167,7 @@ fn rc_graph(random: &mut Random) {
 }
 
 fn sorting(random: &mut Random) {
-    let mut words: Vec<String> = (0..200).map(|_| text(random.next() >> 40)).collect();
+    let mut words: Vec<String> = (0..200).map(|_| text(random.bits() >> 40)).collect();
     let mut copy = words.clone();
     words.sort();
     copy.sort_by_key(|word| std::cmp::Reverse(word.clone()));
@@ -182,7 +182,7 @@ fn sorting(random: &mut Random) {
 fn channels(random: &mut Random) {
     let (to_worker, from_main) = channel::<(u64, String)>();
     let (to_main, from_worker) = sync_channel::<(u64, Vec<String>)>(8);
-    let number = random.next();
+    let number = random.bits();
     let worker = thread::spawn(move || {
         super::chaos::name_thread(number);
         for (key, word) in from_main {
@@ -211,7 +211,7 @@ fn channels(random: &mut Random) {
 
 fn shared_tree(random: &mut Random) {
     let shared: Arc<Mutex<BTreeMap<u64, Arc<String>>>> = Arc::default();
-    let number = random.next() | 7;
+    let number = random.bits() | 7;
     thread::scope(|scope| {
         for worker in 0..3 {
             let shared = shared.clone();
@@ -268,7 +268,7 @@ struct Line([u8; 64]);
 struct Pages([u8; 8192]);
 
 fn boxed(random: &mut Random) {
-    let byte = random.next() as u8;
+    let byte = random.bits() as u8;
     let lines: Vec<Box<Line>> = (0..20).map(|i| Box::new(Line([byte ^ i; 64]))).collect();
     let pages = Box::new(Pages([byte; 8192]));
     let calls: Vec<Box<dyn Fn(u64) -> u64>> = (0..20u64).map(|i| Box::new(move |x| x + i) as Box<_>).collect();
@@ -280,7 +280,7 @@ fn boxed(random: &mut Random) {
 }
 
 fn unwinding(random: &mut Random) {
-    let number = random.next();
+    let number = random.bits();
     let caught = std::panic::catch_unwind(|| {
         let words: Vec<String> = (0..20).map(text).collect();
         if words.len() == 20 {

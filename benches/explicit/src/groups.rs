@@ -1,0 +1,330 @@
+//! What is compared.
+
+use crate::{compare, contender};
+use bump_scope::traits::*;
+use std::hint::black_box;
+
+/// Values a round.
+const VALUES: u64 = 1_000;
+
+/// Single values of one word, and of a cache line, then back to the start.
+pub fn values() {
+    let mut ours = stepalloc::Arena::new();
+    let mut packed = stepalloc::Arena::with_align(8);
+    let mut bumpalo = bumpalo::Bump::with_capacity(1 << 20);
+    let mut scope: bump_scope::Bump = bump_scope::Bump::with_capacity(std::alloc::Layout::new::<[u8; 1 << 20]>());
+    compare(
+        "arena/alloc/u64",
+        VALUES,
+        1.05,
+        vec![
+            contender("stepalloc", || {
+                let sum = (0..VALUES).map(|i| *black_box(ours.alloc(i))).sum();
+                ours.reset();
+                sum
+            }),
+            contender("stepalloc, align 8", || {
+                let sum = (0..VALUES).map(|i| *black_box(packed.alloc(i))).sum();
+                packed.reset();
+                sum
+            }),
+            contender("bumpalo", || {
+                let sum = (0..VALUES).map(|i| *black_box(bumpalo.alloc(i))).sum();
+                bumpalo.reset();
+                sum
+            }),
+            contender("bump-scope", || {
+                let sum = (0..VALUES).map(|i| *black_box(scope.alloc(i).into_mut())).sum();
+                scope.reset();
+                sum
+            }),
+        ],
+    );
+    compare(
+        "arena/alloc/64 bytes",
+        VALUES,
+        1.05,
+        vec![
+            contender("stepalloc", || {
+                let sum = (0..VALUES).map(|i| black_box(ours.alloc([i; 8]))[3]).sum();
+                ours.reset();
+                sum
+            }),
+            contender("bumpalo", || {
+                let sum = (0..VALUES).map(|i| black_box(bumpalo.alloc([i; 8]))[3]).sum();
+                bumpalo.reset();
+                sum
+            }),
+            contender("bump-scope", || {
+                let sum = (0..VALUES).map(|i| black_box(scope.alloc([i; 8]).into_mut())[3]).sum();
+                scope.reset();
+                sum
+            }),
+        ],
+    );
+}
+
+/// Slices filled with a value.
+pub fn slices() {
+    for (group, len, count) in [
+        ("arena/slice fill/16 f32", 16, 1_000),
+        ("arena/slice fill/256 f32", 256, 300),
+        ("arena/slice fill/16384 f32", 16_384, 20),
+    ] {
+        let mut ours = stepalloc::Arena::new();
+        let mut bumpalo = bumpalo::Bump::with_capacity(4 << 20);
+        let mut scope: bump_scope::Bump = bump_scope::Bump::with_capacity(std::alloc::Layout::new::<[u8; 4 << 20]>());
+        compare(
+            group,
+            count,
+            1.05,
+            vec![
+                contender("stepalloc", || {
+                    let sum = (0..count)
+                        .map(|i| black_box(ours.alloc_slice_fill(len, i as f32))[7] as u64)
+                        .sum();
+                    ours.reset();
+                    sum
+                }),
+                contender("bumpalo", || {
+                    let sum = (0..count).map(|i| black_box(bumpalo.alloc_slice_fill_copy(len, i as f32))[7] as u64);
+                    let sum = sum.sum();
+                    bumpalo.reset();
+                    sum
+                }),
+                contender("bump-scope", || {
+                    let sum = (0..count)
+                        .map(|i| black_box(scope.alloc_slice_fill(len, i as f32).into_mut())[7] as u64)
+                        .sum();
+                    scope.reset();
+                    sum
+                }),
+            ],
+        );
+    }
+}
+
+/// A checkpoint and the way back, bare and around some blocks; raw and as a scope.
+pub fn checkpoints() {
+    let mut ours = stepalloc::Arena::with_align(8);
+    let mut scope: bump_scope::Bump = bump_scope::Bump::with_capacity(std::alloc::Layout::new::<[u8; 1 << 20]>());
+    for (group, blocks) in [
+        ("arena/checkpoint and reset/0 blocks", 0u64),
+        ("arena/checkpoint and reset/1 block", 1),
+        ("arena/checkpoint and reset/4 blocks", 4),
+        ("arena/checkpoint and reset/16 blocks", 16),
+    ] {
+        compare(
+            group,
+            VALUES,
+            1.05,
+            vec![
+                contender("stepalloc", || {
+                    let mut sum = 0;
+                    for _ in 0..VALUES {
+                        let start = black_box(ours.checkpoint());
+                        sum += (0..blocks).map(|i| *black_box(ours.alloc(i))).sum::<u64>();
+                        // SAFETY: nothing made since `start` is used any more.
+                        unsafe { ours.reset_to(&start) }.expect("live");
+                    }
+                    sum
+                }),
+                contender("bump-scope", || {
+                    let mut sum = 0;
+                    for _ in 0..VALUES {
+                        let start = black_box(scope.checkpoint());
+                        sum += (0..blocks).map(|i| *black_box(scope.alloc(i).into_mut())).sum::<u64>();
+                        // SAFETY: nothing made since `start` is used any more.
+                        unsafe { scope.reset_to(start) };
+                    }
+                    sum
+                }),
+            ],
+        );
+    }
+    for (group, blocks) in [
+        ("arena/scope/0 blocks", 0u64),
+        ("arena/scope/1 block", 1),
+        ("arena/scope/4 blocks", 4),
+        ("arena/scope/16 blocks", 16),
+    ] {
+        compare(
+            group,
+            VALUES,
+            1.05,
+            vec![
+                contender("stepalloc", || {
+                    let mut sum = 0;
+                    for _ in 0..VALUES {
+                        ours.scope(|s| {
+                            black_box(&mut *s);
+                            sum += (0..blocks).map(|i| *black_box(s.alloc(i))).sum::<u64>();
+                        });
+                    }
+                    sum
+                }),
+                contender("bump-scope", || {
+                    let mut sum = 0;
+                    for _ in 0..VALUES {
+                        scope.scoped(|s| {
+                            black_box(&s);
+                            sum += (0..blocks).map(|i| *black_box(s.alloc(i).into_mut())).sum::<u64>();
+                        });
+                    }
+                    sum
+                }),
+            ],
+        );
+    }
+}
+
+/// 10,000 values of one type in a new arena, and its end.
+pub fn typed() {
+    const COUNT: u64 = 10_000;
+    let mut ours = stepalloc::Arena::new();
+    let mut packed = stepalloc::Arena::with_align(8);
+    compare(
+        "arena/10000 typed values/24 bytes",
+        COUNT,
+        1.1,
+        vec![
+            contender("stepalloc, kept", || {
+                let sum = (0..COUNT).map(|i| black_box(ours.alloc((i, i, i))).1).sum();
+                ours.reset();
+                sum
+            }),
+            contender("stepalloc, kept, align 8", || {
+                let sum = (0..COUNT).map(|i| black_box(packed.alloc((i, i, i))).1).sum();
+                packed.reset();
+                sum
+            }),
+            contender("stepalloc, new", || {
+                let arena = stepalloc::Arena::new();
+                (0..COUNT).map(|i| black_box(arena.alloc((i, i, i))).1).sum()
+            }),
+            contender("stepalloc, new, align 8", || {
+                let arena = stepalloc::Arena::with_align(8);
+                (0..COUNT).map(|i| black_box(arena.alloc((i, i, i))).1).sum()
+            }),
+            contender("typed-arena", || {
+                let arena = typed_arena::Arena::new();
+                (0..COUNT).map(|i| black_box(arena.alloc((i, i, i))).1).sum()
+            }),
+            contender("typed-arena, with capacity", || {
+                let arena = typed_arena::Arena::with_capacity(COUNT as usize);
+                (0..COUNT).map(|i| black_box(arena.alloc((i, i, i))).1).sum()
+            }),
+        ],
+    );
+}
+
+/// One value taken and given back, and a thousand taken and then given back.
+pub fn pools() {
+    use std::alloc::{GlobalAlloc, Layout, System};
+    type Node = [u64; 6];
+    const LAYOUT: Layout = Layout::new::<Node>();
+
+    /// A value in a block of a general allocator.
+    fn put(from: &impl GlobalAlloc, node: Node) -> *mut Node {
+        // SAFETY: the layout is not empty, and what comes back is checked.
+        unsafe {
+            let block = from.alloc(LAYOUT).cast::<Node>();
+            assert!(!block.is_null());
+            block.write(node);
+            block
+        }
+    }
+    fn take(from: &impl GlobalAlloc, block: *mut Node) -> u64 {
+        // SAFETY: `put` made the block, and each is taken once.
+        unsafe {
+            let value = (*black_box(block))[2];
+            from.dealloc(block.cast(), LAYOUT);
+            value
+        }
+    }
+    let pool = stepalloc::Pool::<Node>::new();
+    let mut raw = stepalloc::RawPool::fixed(size_of::<Node>(), VALUES as usize).expect("memory");
+    let mut slab = slab::Slab::<Node>::with_capacity(VALUES as usize);
+    let mimalloc = mimalloc::MiMalloc;
+    compare(
+        "pool/pair (against slab 1.00, against allocators 0.50)",
+        VALUES,
+        1.0,
+        vec![
+            contender("stepalloc", || {
+                (0..VALUES).map(|i| black_box(pool.alloc([i; 6]))[2]).sum()
+            }),
+            contender("stepalloc, raw", || {
+                let mut sum = 0;
+                for i in 0..VALUES {
+                    let object = raw.alloc().expect("room");
+                    // SAFETY: the object is ours, large enough and aligned.
+                    unsafe {
+                        object.cast::<Node>().write([i; 6]);
+                        sum += black_box(object.cast::<Node>().as_ref())[2];
+                    }
+                    raw.free(object).expect("live");
+                }
+                sum
+            }),
+            contender("slab", || {
+                let mut sum = 0;
+                for i in 0..VALUES {
+                    let key = black_box(slab.insert([i; 6]));
+                    sum += black_box(&slab[key])[2];
+                    slab.remove(key);
+                }
+                sum
+            }),
+            contender("allocator: System", || {
+                (0..VALUES).map(|i| take(&System, put(&System, [i; 6]))).sum()
+            }),
+            contender("allocator: mimalloc", || {
+                (0..VALUES).map(|i| take(&mimalloc, put(&mimalloc, [i; 6]))).sum()
+            }),
+        ],
+    );
+    let mut keys = Vec::with_capacity(VALUES as usize);
+    let mut objects = Vec::with_capacity(VALUES as usize);
+    let mut system = Vec::with_capacity(VALUES as usize);
+    let mut mi = Vec::with_capacity(VALUES as usize);
+    let mut handles = Vec::with_capacity(VALUES as usize);
+    compare(
+        "pool/batch of 1000",
+        VALUES,
+        1.0,
+        vec![
+            contender("stepalloc", || {
+                handles.extend((0..VALUES).map(|i| pool.alloc([i; 6])));
+                handles.drain(..).map(|handle| black_box(handle)[2]).sum()
+            }),
+            contender("stepalloc, raw", || {
+                for i in 0..VALUES {
+                    let object = raw.alloc().expect("room").cast::<Node>();
+                    // SAFETY: the object is ours, large enough and aligned.
+                    unsafe { object.write([i; 6]) };
+                    objects.push(object);
+                }
+                let mut sum = 0;
+                for object in objects.drain(..) {
+                    // SAFETY: written above, and not given back yet.
+                    sum += unsafe { black_box(object).read() }[2];
+                    raw.free(object.cast()).expect("live");
+                }
+                sum
+            }),
+            contender("slab", || {
+                keys.extend((0..VALUES).map(|i| slab.insert([i; 6])));
+                keys.drain(..).map(|key| slab.remove(black_box(key))[2]).sum()
+            }),
+            contender("allocator: System", || {
+                system.extend((0..VALUES).map(|i| put(&System, [i; 6])));
+                system.drain(..).map(|block| take(&System, block)).sum()
+            }),
+            contender("allocator: mimalloc", || {
+                mi.extend((0..VALUES).map(|i| put(&mimalloc, [i; 6])));
+                mi.drain(..).map(|block| take(&mimalloc, block)).sum()
+            }),
+        ],
+    );
+}

@@ -1,0 +1,312 @@
+//! Pools against a naive oracle, with hostile frees, drop counts and threads.
+
+use proptest::prelude::*;
+use std::cell::Cell;
+use std::collections::HashSet;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use stepalloc::{AllocError, Pool, PoolBox, PoolFreeError, RawPool, SharedPool, SharedPoolBox};
+
+#[derive(Debug, Clone)]
+enum Op {
+    Alloc,
+    Free(usize),
+    FreeInside(usize, usize),
+    FreeTwice(usize),
+    FreeForeign(usize),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        6 => Just(Op::Alloc),
+        4 => any::<usize>().prop_map(Op::Free),
+        1 => (any::<usize>(), any::<usize>()).prop_map(|(which, offset)| Op::FreeInside(which, offset)),
+        1 => any::<usize>().prop_map(Op::FreeTwice),
+        1 => any::<usize>().prop_map(Op::FreeForeign),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 8 } else { 512 }, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn raw_pools_agree_with_the_oracle(
+        size in prop_oneof![0usize..200, 1_000_000usize..1_200_000],
+        shift in 0u32..9,
+        count in 0usize..40,
+        growing in any::<bool>(),
+        ops in prop::collection::vec(op(), 1..200),
+    ) {
+        let align = 1 << shift;
+        let mut pool = match growing {
+            true => RawPool::growing_aligned(size, align, count),
+            false => RawPool::fixed_aligned(size, align, count),
+        }.unwrap();
+        let mut live: Vec<(NonNull<u8>, u8)> = Vec::new();
+        let mut fill = 0u8;
+        let shown = size.min(64);
+        for op in ops {
+            match op {
+                Op::Alloc => match pool.alloc() {
+                    Ok(object) => {
+                        assert_eq!(object.addr().get() % align, 0);
+                        let apart = |other: &(NonNull<u8>, u8)| other.0.addr().get().abs_diff(object.addr().get()) >= size.max(1);
+                        assert!(live.iter().all(apart), "handed out twice");
+                        fill = fill.wrapping_add(1);
+                        // SAFETY: the object is live and has `size` bytes.
+                        unsafe { object.write_bytes(fill, shown) };
+                        live.push((object, fill));
+                    }
+                    Err(error) => {
+                        assert!(!growing && live.len() == count);
+                        assert_eq!(error, AllocError::LimitReached);
+                    }
+                },
+                Op::Free(which) if !live.is_empty() => {
+                    let (object, fill) = live.swap_remove(which % live.len());
+                    // SAFETY: the object is live and was filled; after the free it is only written through the pool.
+                    unsafe { assert!(std::slice::from_raw_parts(object.as_ptr(), shown).iter().all(|&byte| byte == fill)) };
+                    assert!(pool.is_live(object));
+                    pool.free(object).unwrap();
+                    assert!(!pool.is_live(object));
+                }
+                Op::FreeInside(which, offset) if !live.is_empty() && pool.stride() > 1 => {
+                    let (object, _) = live[which % live.len()];
+                    let inside = object.map_addr(|addr| addr.saturating_add(1 + offset % (pool.stride() - 1)));
+                    assert_eq!(pool.free(inside), Err(PoolFreeError::Interior));
+                }
+                Op::FreeTwice(which) if !live.is_empty() => {
+                    let (object, _) = live.swap_remove(which % live.len());
+                    pool.free(object).unwrap();
+                    assert_eq!(pool.free(object), Err(PoolFreeError::NotLive));
+                }
+                Op::FreeForeign(address) => {
+                    let mut foreign = [0u8; 2];
+                    assert_eq!(pool.free(NonNull::from(&mut foreign[address % 2])), Err(PoolFreeError::Foreign));
+                    assert_eq!(pool.free(NonNull::<u8>::dangling()), Err(PoolFreeError::Foreign));
+                }
+                _ => {}
+            }
+            assert_eq!(pool.len(), live.len());
+            assert!(pool.len() <= pool.capacity());
+        }
+    }
+
+    #[test]
+    fn typed_pools_agree_with_the_oracle(ops in prop::collection::vec((0u8..8, any::<usize>()), 1..300)) {
+        let live = Cell::new(0);
+        let pool = Pool::new();
+        let mut handles: Vec<(PoolBox<Counted>, usize)> = Vec::new();
+        let mut leaked = 0;
+        for (op, which) in ops {
+            match op {
+                0..4 => handles.push((pool.alloc(Counted::new(&live, which)), which)),
+                4..6 if !handles.is_empty() => {
+                    let (handle, value) = handles.swap_remove(which % handles.len());
+                    assert_eq!(handle.1, value);
+                }
+                6 if !handles.is_empty() => {
+                    let (handle, value) = handles.swap_remove(which % handles.len());
+                    assert_eq!(PoolBox::into_inner(handle).1, value);
+                }
+                7 if !handles.is_empty() => {
+                    let (handle, value) = handles.swap_remove(which % handles.len());
+                    assert_eq!(PoolBox::leak(handle).1, value);
+                    leaked += 1;
+                }
+                _ => {}
+            }
+            assert!(handles.iter().all(|(handle, value)| handle.1 == *value));
+            assert_eq!(pool.len(), handles.len() + leaked);
+            assert_eq!(live.get(), pool.len());
+        }
+        drop(handles);
+        assert_eq!(live.get(), leaked);
+        drop(pool);
+        assert_eq!(live.get(), 0, "a leaked value was not dropped with its pool");
+    }
+}
+
+/// A value that counts itself.
+struct Counted<'a>(&'a Cell<usize>, usize);
+
+impl<'a> Counted<'a> {
+    fn new(live: &'a Cell<usize>, value: usize) -> Counted<'a> {
+        live.set(live.get() + 1);
+        Counted(live, value)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+#[test]
+fn hostile_sizes_are_errors() {
+    assert_eq!(RawPool::fixed(usize::MAX, 1).err(), Some(AllocError::BadLayout));
+    assert_eq!(RawPool::fixed(usize::MAX / 2, 4).err(), Some(AllocError::BadLayout));
+    assert_eq!(RawPool::fixed(16, usize::MAX).err(), Some(AllocError::BadLayout));
+    assert_eq!(RawPool::fixed(16, usize::MAX / 16).err(), Some(AllocError::BadLayout));
+    assert_eq!(RawPool::fixed_aligned(16, 24, 1).err(), Some(AllocError::BadLayout));
+    assert_eq!(RawPool::fixed_aligned(16, 0, 1).err(), Some(AllocError::BadLayout));
+    assert!(RawPool::growing(16, usize::MAX).unwrap().alloc().is_err());
+    assert!(RawPool::fixed(1 << 40, 1 << 10).is_err());
+    assert_eq!(Pool::<u64>::fixed(usize::MAX).err(), Some(AllocError::BadLayout));
+    assert_eq!(
+        Pool::<u64>::fixed(0).unwrap().try_alloc(1).err(),
+        Some(AllocError::LimitReached)
+    );
+    assert_eq!(RawPool::fixed(8, 0).unwrap().alloc(), Err(AllocError::LimitReached));
+}
+
+/// The C library threads its free list through the freed objects, so that a write after a free breaks the pool.
+#[test]
+fn writing_to_a_freed_object_does_not_break_the_pool() {
+    let mut pool = RawPool::fixed(32, 10).unwrap();
+    let objects: Vec<_> = (0..10).map(|_| pool.alloc().unwrap()).collect();
+    for &object in &objects {
+        pool.free(object).unwrap();
+        // SAFETY: the memory is the pool's still, and nobody reads it.
+        unsafe { object.write_bytes(0xFF, 32) };
+    }
+    let again: HashSet<_> = (0..10).map(|_| pool.alloc().unwrap()).collect();
+    assert_eq!(again, objects.into_iter().collect());
+}
+
+#[test]
+fn never_handed_out_slots_are_not_live() {
+    let mut pool = RawPool::fixed(64, 4).unwrap();
+    let first = pool.alloc().unwrap();
+    let next = first.map_addr(|addr| addr.saturating_add(64));
+    assert_eq!(pool.free(next), Err(PoolFreeError::NotLive));
+    let beyond = first.map_addr(|addr| addr.saturating_add(4 * 64));
+    assert_eq!(pool.free(beyond), Err(PoolFreeError::Foreign));
+    assert_eq!(pool.len(), 1);
+}
+
+#[test]
+fn a_panicking_drop_frees_its_slot_and_the_pools_end_goes_on() {
+    struct Bomb<'a>(Counted<'a>, bool);
+    impl Drop for Bomb<'_> {
+        fn drop(&mut self) {
+            assert!(!self.1, "a bomb");
+        }
+    }
+    let live = Cell::new(0);
+    let pool = Pool::new();
+    let bomb = |armed| Bomb(Counted::new(&live, 0), armed);
+    let handle = pool.alloc(bomb(true));
+    assert!(catch_unwind(AssertUnwindSafe(|| drop(handle))).is_err());
+    assert_eq!((pool.len(), live.get()), (0, 0));
+    for n in 0..200 {
+        assert_eq!(PoolBox::leak(pool.alloc(bomb(n == 3))).0 .1, 0);
+    }
+    assert!(catch_unwind(AssertUnwindSafe(|| drop(pool))).is_err());
+    assert_eq!(live.get(), 0);
+}
+
+#[test]
+fn a_panicking_constructor_gives_its_slot_back() {
+    let pool = Pool::<String>::fixed(1).unwrap();
+    let made = catch_unwind(AssertUnwindSafe(|| {
+        pool.try_alloc_with(|| panic!("no value")).map(drop)
+    }));
+    assert!(made.is_err());
+    assert_eq!(*pool.alloc(String::from("room")), "room");
+}
+
+#[test]
+fn a_pool_may_be_used_while_its_values_are_made_and_dropped() {
+    struct Node<'p> {
+        next: Option<PoolBox<'p, Node<'p>>>,
+    }
+    let pool: &Pool<Node> = Box::leak(Box::new(Pool::new()));
+    let mut head = None;
+    for _ in 0..1_000 {
+        head = Some(pool.try_alloc_with(|| Node { next: head.take() }).unwrap());
+    }
+    assert_eq!(pool.len(), 1_000);
+    while let Some(mut node) = head {
+        head = node.next.take();
+    }
+    assert_eq!(pool.len(), 0);
+    // SAFETY: the pool was leaked from a box a moment ago, and nothing borrows it any more.
+    drop(unsafe { Box::from_raw(std::ptr::from_ref(pool).cast_mut()) });
+}
+
+#[test]
+fn memory_comes_round() {
+    let pool = Pool::new();
+    let place = |n: u16| std::ptr::from_ref(&*pool.alloc([n as u8; 100]));
+    let first = place(0);
+    for n in 0..1_000 {
+        assert_eq!(place(n), first);
+    }
+    assert_eq!(pool.capacity(), 64);
+    let many: Vec<_> = (0..1_000u16).map(|n| pool.alloc([n as u8; 100])).collect();
+    assert_eq!((many[999][50], pool.capacity()), (999u16 as u8, 1024));
+}
+
+#[test]
+fn zero_sized_values_are_counted_and_dropped() {
+    static DROPS: AtomicUsize = AtomicUsize::new(0);
+    struct Unit;
+    impl Drop for Unit {
+        fn drop(&mut self) {
+            DROPS.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    let pool = Pool::new();
+    let handles: Vec<_> = (0..10).map(|_| pool.alloc(Unit)).collect();
+    assert_eq!(pool.len(), 10);
+    handles.into_iter().for_each(std::mem::forget);
+    drop(pool);
+    assert_eq!(DROPS.load(Ordering::Relaxed), 10);
+}
+
+#[test]
+fn a_shared_pool_never_hands_a_slot_out_twice() {
+    static LIVE: AtomicUsize = AtomicUsize::new(0);
+    struct Value(usize, Box<usize>);
+    impl Drop for Value {
+        fn drop(&mut self) {
+            assert_eq!(self.0, *self.1);
+            LIVE.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+    let rounds = if cfg!(miri) { 20 } else { 5_000 };
+    let pool = SharedPool::new();
+    let (sender, receiver) = std::sync::mpsc::channel::<SharedPoolBox<Value>>();
+    std::thread::scope(|threads| {
+        for thread in 0..4 {
+            let (sender, pool) = (sender.clone(), &pool);
+            threads.spawn(move || {
+                for n in 0..rounds {
+                    LIVE.fetch_add(1, Ordering::Relaxed);
+                    let id = thread * rounds + n;
+                    let mut value = pool.alloc(Value(id, Box::new(id)));
+                    value.0 = *value.1;
+                    match n % 3 {
+                        0 => sender.send(value).unwrap(),
+                        1 => drop(value),
+                        _ => assert_eq!(*SharedPoolBox::into_inner(value).1, id),
+                    }
+                }
+            });
+        }
+        drop(sender);
+        receiver.into_iter().for_each(drop);
+    });
+    assert_eq!((pool.len(), LIVE.load(Ordering::Relaxed)), (0, 0));
+    LIVE.fetch_add(1, Ordering::Relaxed);
+    SharedPoolBox::leak(pool.alloc(Value(1, Box::new(1))));
+    drop(pool);
+    assert_eq!(LIVE.load(Ordering::Relaxed), 0);
+    assert_eq!(
+        SharedPool::<u8>::fixed(0).unwrap().try_alloc(1).err(),
+        Some(AllocError::LimitReached)
+    );
+}
