@@ -26,7 +26,7 @@ pub struct Stats {
     pub uncommitted_bytes: usize,
     /// Headers, maps and tables, bytes.
     pub table_bytes: usize,
-    /// Live blocks of the arenas, bytes, rounded to what they occupy (16 bytes, or a page for large ones).
+    /// Live blocks of the arenas, bytes, rounded to what they occupy (to 16 bytes, to 64 from 64 on, to 1 KiB for large ones).
     pub in_use_bytes: usize,
     /// Free bytes on pages that a live small block keeps from being given back.
     pub pinned_bytes: usize,

@@ -258,7 +258,7 @@ impl Marks {
 
 #[cfg(test)]
 mod tests {
-    use crate::Arena;
+    use crate::arena::Arena;
 
     #[test]
     fn the_stack_stays_short_whatever_the_number_of_steps() {
