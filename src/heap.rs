@@ -649,7 +649,8 @@ impl Heap {
                 return; // all of it was freed, and perhaps a block from before
             }
             let (from, to) = (self.granule(pos), self.granule(lane.pos));
-            if self.map.first_live(from, to) == to {
+            // Longer than a hole, it is taken anew below: a step's end must not look at all that the step used.
+            if to.wrapping_sub(from) <= HOLE_MAX && self.map.first_live(from, to) == to {
                 self.map.set(from, to);
                 self.lanes[index % LANES].pos = pos;
                 return;

@@ -56,8 +56,8 @@ pub const HEADER_BYTES: usize = 4096;
 const AREA_ALIGN: usize = 2 * 1024 * 1024;
 /// The smallest segment, bytes.
 pub const SEGMENT_MIN: usize = 8 * 1024 * 1024;
-/// The largest segment, bytes.
-pub const SEGMENT_MAX: usize = 1 << 36;
+/// The largest segment, bytes: 64 GiB, or what an address of 32 bits can say (no system of those has segments).
+pub const SEGMENT_MAX: usize = 1 << min(36, usize::BITS as usize - 4);
 /// No reservation has more segments.
 pub const SEGMENTS_MAX: usize = 256;
 

@@ -41,10 +41,6 @@ pub struct Counts {
     pub remote_frees: u64,
     /// Blocks that could not be entered for lack of memory.
     pub missed: u64,
-    /// The thread's page faults when the scope was opened.
-    pub faults: Option<u64>,
-    /// The thread's fallbacks by reason when the scope was opened.
-    pub fallbacks: [u64; 5],
 }
 
 /// The table and the counts of the open scopes.
@@ -93,17 +89,14 @@ impl Ledger {
     }
 
     /// Begins to count for the scope with this serial; `false` if too many are open.
-    pub fn begin(&mut self, serial: u64, fallbacks: [u64; 5]) -> bool {
+    pub fn begin(&mut self, serial: u64) -> bool {
         let first_birth = self.births;
         let Some(counts) = self.counts.get_mut(self.open) else {
             return false;
         };
-        let faults = sys::thread_faults();
         *counts = Counts {
             serial,
             first_birth,
-            faults,
-            fallbacks,
             ..Counts::default()
         };
         self.open = self.open.wrapping_add(1);
@@ -252,8 +245,8 @@ impl Ledger {
 
     fn home(&self, addr: usize) -> usize {
         // Fibonacci hashing: the golden ratio of 2^64 spreads neighbouring granules over the table.
-        let spread = (addr / GRANULE).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        (spread >> 20) & self.capacity.wrapping_sub(1)
+        let spread = ((addr / GRANULE) as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        (spread >> 20) as usize & self.capacity.wrapping_sub(1)
     }
 
     fn next(&self, at: usize) -> usize {
@@ -369,7 +362,7 @@ mod tests {
             let owned = Owned(Ledger::open().unwrap());
             // SAFETY: just opened, used by this test alone.
             let ledger = unsafe { &mut *owned.0 };
-            assert!(ledger.begin(1, [0; 5]));
+            assert!(ledger.begin(1));
             // Six blocks whose home is the last place or the one before.
             let late = (1..)
                 .map(|n| n * GRANULE)

@@ -1,4 +1,4 @@
-//! stepalloc: a global allocator with safe arena scopes.
+#![doc = include_str!("../README.md")]
 
 // Layer 0: arithmetic and plain values.
 mod align;
@@ -34,6 +34,7 @@ mod stats;
 mod tensor_arena;
 
 // Prose.
+pub mod design;
 pub mod migration;
 
 pub use aligned::{aligned_alloc, aligned_alloc_zeroed, aligned_free, AlignedBuf};

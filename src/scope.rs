@@ -4,7 +4,7 @@
 //! begins. A guard that is forgotten, dropped out of order, or dropped while the thread ends costs memory or time.
 
 use crate::heap::Ticket;
-use crate::thread;
+use crate::thread::{self, Opened};
 use core::marker::PhantomData;
 
 /// Runs `f` in a scope: every allocation that this thread makes in it is a pointer bump in the thread's arena, and its
@@ -124,10 +124,8 @@ impl ArenaScope {
 
     /// Opens a scope that counts; see [`arena_scope_report`] for what that costs.
     pub fn enter_counted() -> CountedScope {
-        let (ticket, counts) = thread::enter_counted();
         CountedScope {
-            ticket,
-            counts,
+            opened: thread::enter_counted(),
             not_send: PhantomData,
         }
     }
@@ -144,8 +142,7 @@ impl Drop for ArenaScope {
 #[must_use = "the scope ends where its guard is dropped: at once, if it is not kept in a variable"]
 #[derive(Debug)]
 pub struct CountedScope {
-    ticket: Ticket,
-    counts: bool,
+    opened: Opened,
     not_send: PhantomData<*mut ()>,
 }
 
@@ -160,8 +157,8 @@ impl CountedScope {
     /// ```
     pub fn leave(self) -> ScopeReport {
         let installed = crate::global::is_installed();
-        let seen = thread::leave_counted(self.ticket);
-        let counts = self.counts;
+        let seen = thread::leave_counted(&self.opened);
+        let counts = self.opened.counts;
         core::mem::forget(self); // left already
         let Some(seen) = seen else {
             return ScopeReport {
@@ -193,7 +190,7 @@ impl CountedScope {
 
 impl Drop for CountedScope {
     fn drop(&mut self) {
-        thread::leave(self.ticket);
+        thread::leave(self.opened.ticket);
     }
 }
 

@@ -429,11 +429,28 @@ pub fn enter_outside() -> Ticket {
     with_heap(|heap| heap.enter_slow(Kind::Outside))
 }
 
-/// Opens a counted scope; `false` if there is nowhere to count.
-pub fn enter_counted() -> (Ticket, bool) {
+/// A counted scope as it was opened. What needs no table is kept here, so that it is told where there is none.
+#[derive(Debug, Clone, Copy)]
+pub struct Opened {
+    /// Names its frame.
+    pub ticket: Ticket,
+    /// Whether there is a table to count in.
+    pub counts: bool,
+    fallbacks: [u64; REASONS],
+    faults: Option<u64>,
+}
+
+/// Opens a counted scope.
+pub fn enter_counted() -> Opened {
     SLOT.with(|slot| {
+        let mut opened = Opened {
+            ticket: Ticket::INERT,
+            counts: false,
+            fallbacks: slot.fallbacks.get(),
+            faults: None,
+        };
         if slot.state.get() == State::Ended || ensure(slot) == Err(Reason::ThreadEnding) {
-            return (Ticket::INERT, false);
+            return opened;
         }
         if slot.ledger.get().is_null() {
             if let Some(ledger) = Ledger::open() {
@@ -442,20 +459,21 @@ pub fn enter_counted() -> (Ticket, bool) {
         }
         let was_counting = with_heap(|heap| heap.is_counting());
         let ticket = with_heap(|heap| heap.enter_slow(Kind::Counted));
-        let mut counts = false;
         with_ledger(slot, |ledger| {
             if !was_counting {
                 ledger.clear();
             }
-            counts = with_heap(|heap| heap.is_open(ticket)) && ledger.begin(ticket.serial(), slot.fallbacks.get());
+            opened.counts = with_heap(|heap| heap.is_open(ticket)) && ledger.begin(ticket.serial());
         });
-        (ticket, counts)
+        opened.ticket = ticket;
+        opened.faults = crate::sys::thread_faults();
+        opened
     })
 }
 
 /// What a counted scope saw.
 pub struct Seen {
-    /// The counts.
+    /// The counts; all 0 where there was no table.
     pub counts: crate::ledger::Counts,
     /// Blocks still live, and their bytes.
     pub escapees: (u64, u64),
@@ -465,30 +483,29 @@ pub struct Seen {
     pub faults: Option<u64>,
 }
 
-/// Closes a counted scope and says what it saw; `None` if it was closed before, or could not count.
-pub fn leave_counted(ticket: Ticket) -> Option<Seen> {
+/// Closes a counted scope and says what it saw; `None` if it was closed before.
+pub fn leave_counted(opened: &Opened) -> Option<Seen> {
     SLOT.with(|slot| {
-        let open = with_heap(|heap| heap.is_open(ticket));
-        let mut seen = None;
-        if open {
+        let ticket = opened.ticket;
+        let seen = with_heap(|heap| heap.is_open(ticket)).then(|| {
+            let mut finished = None;
             with_ledger(slot, |ledger| {
-                let finished = ledger.finish(ticket.serial(), |addr| with_heap(|heap| heap.is_gone(addr)));
-                seen = finished.map(|(counts, escapees, escapee_bytes)| {
-                    let mut fallbacks = slot.fallbacks.get();
-                    for (now, before) in fallbacks.iter_mut().zip(counts.fallbacks) {
-                        *now = now.wrapping_sub(before);
-                    }
-                    let faults = crate::sys::thread_faults();
-                    let faults = faults.zip(counts.faults).map(|(now, before)| now.wrapping_sub(before));
-                    Seen {
-                        counts,
-                        escapees: (escapees, escapee_bytes),
-                        fallbacks,
-                        faults,
-                    }
-                });
+                finished = ledger.finish(ticket.serial(), |addr| with_heap(|heap| heap.is_gone(addr)));
             });
-        }
+            let (counts, escapees, escapee_bytes) = finished.unwrap_or_default();
+            let mut fallbacks = slot.fallbacks.get();
+            for (now, before) in fallbacks.iter_mut().zip(opened.fallbacks) {
+                *now = now.wrapping_sub(before);
+            }
+            let faults = crate::sys::thread_faults();
+            let faults = faults.zip(opened.faults).map(|(now, before)| now.wrapping_sub(before));
+            Seen {
+                counts,
+                escapees: (escapees, escapee_bytes),
+                fallbacks,
+                faults,
+            }
+        });
         leave(ticket);
         seen
     })

@@ -16,13 +16,13 @@
 //!
 //! None of these allocates, formats, locks or panics: they are called below `GlobalAlloc`. Where the system offers
 //! no reservation at all (32-bit, wasm, unknown systems) `reserve` answers null and the crate passes everything to
-//! the backing.
+//! the backing. `--cfg stepalloc_no_sys` makes any system one of those, so that a build and a test can show it.
 
-#[cfg(all(unix, target_pointer_width = "64"))]
+#[cfg(all(unix, target_pointer_width = "64", not(stepalloc_no_sys)))]
 #[path = "unix.rs"]
 mod os;
 
-#[cfg(not(all(unix, target_pointer_width = "64")))]
+#[cfg(not(all(unix, target_pointer_width = "64", not(stepalloc_no_sys))))]
 #[path = "none.rs"]
 mod os;
 

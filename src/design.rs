@@ -1,0 +1,178 @@
+//! The design: what the words mean, why scopes cannot hurt, what a call does, and what it costs.
+//!
+//! Prose only. Each file of `src/` opens with its own part of this, closer to the code.
+//!
+//! # Words
+//!
+//! | word | means |
+//! |---|---|
+//! | block | one live allocation: a pointer and its `Layout` |
+//! | reservation | the one range of address space that all arenas live in |
+//! | segment | the part of the reservation that one thread owns; 64 GiB where there is room |
+//! | granule | 16 bytes of a segment's small area; one bit of its maps |
+//! | line | 64 bytes; blocks from 64 bytes on begin at one and occupy whole ones |
+//! | live map | a bit for each granule: set while it is in a live block or in a current hole |
+//! | remote map | a bit for each granule that another thread has freed and the owner has not folded in yet |
+//! | hole, lane | a run of granules that were free, filled by bumping; one lane has the hole for blocks below 64 bytes, the other that for blocks from there on |
+//! | unit, span | 1 KiB of a segment's span area; a run of whole units that holds one large block |
+//! | region | 4,096 units, whose tables stand together |
+//! | chunk | 64 KiB of either area; what the marks of use are kept for |
+//! | heap | a thread's arena: its segment, its two lanes (position and limit of a hole each), its frames |
+//! | scope, frame | an extent in which the thread allocates from its heap; what the heap saved when it began |
+//! | suspension | an extent of `outside_scope`: a frame that takes the thread out of all scopes |
+//! | escapee | a block made inside a scope and still live at its end |
+//! | local, remote | of the owning thread, of any other |
+//! | backing | the allocator that serves what the arenas do not |
+//! | step | what a program repeats: a scope that ended |
+//!
+//! # Layers
+//!
+//! The order of `mod` lines in `lib.rs` is the architecture: a file names only what stands above its own line, and
+//! `tests/layering.rs` keeps that.
+//!
+//! ```text
+//! 5  doors        scope global stats tensor_arena
+//! 4  the thread   thread                            the slot, when a segment is claimed, teardown
+//! 3  allocators   heap ledger | aligned arena pool  the global allocator's | the explicit pieces
+//! 2  memory       live_map marks spans segment
+//! 1  outside      sys sync                          the system's contract; the atomics
+//! 0  arithmetic   align layout error zeroable       integers in, integers out
+//! ```
+//!
+//! # Where things are
+//!
+//! ```text
+//! reservation   | segment 0 | segment 1 | ... | segment 254 |          16 TiB of address space, no memory
+//!
+//! segment       | header, marks | live map | remote map | span tables | small area: 1/4 | span area |
+//!
+//! small area    |live|free|live live|  hole: pos ····· limit |live| free ... | never used
+//! live map       1111 0000 1111 1111         1111111111111    1111  0000       0000
+//!
+//! span area     |used 5 units|free 6|used 9| never used: reads as zero
+//! ```
+//!
+//! Blocks up to 8 KiB (at an alignment up to 4 KiB) are small; the others get spans. Maps and tables are committed in step
+//! with the areas that they describe: first 1 MiB, then as much again as there is, at most 64 MiB at a time.
+//!
+//! # The theorem
+//!
+//! **Scopes are hints; the map is safety.** Rust hands the `Layout` to `dealloc`, so an allocator knows the exact extent
+//! of every block without headers or size classes, and one bit for 16 bytes says whether memory may be used. Memory is
+//! handed out only from a current hole; a granule enters a hole only when its bit is clear, and its bit is set as it
+//! enters; freeing clears exactly the block's bits. Leaving a scope frees nothing: it says where to look for the next
+//! hole, and the look reads the bits. So no sequence of scope calls, whether nested, forgotten, dropped out of order or
+//! abandoned by a panic, can give one byte to two live blocks. A wrong hint costs a little memory or time.
+//!
+//! | | invariant | kept in |
+//! |---|---|---|
+//! | H1 | A granule's bit is set exactly while it is in a live block (freed remotely and not folded counts as live) or in `[pos, limit)` of a lane's hole. So `alloc` writes no bit; the gap before a block of large alignment leaves the hole and is cleared | `heap`: `take`, `bump`, `bump_any`, `extend_hole`; `live_map` |
+//! | H2 | Only the owner writes the live map; it takes granules only where the bits are clear after folding. Giving a hole up clears `[pos, limit)`, no more | `live_map`: `fold`, `next_run`; `heap`: `take`, `give_up_hole` |
+//! | H3 | A remote free touches the remote map alone, or a span's bit | `live_map::free_remote`, `spans::free_remote` |
+//! | H4 | Freeing the block that ends at its lane's position moves the position back; any other free clears the block's bits, all of them and no others. A bit already clear there is a double free | `heap`: `free_short`, `free_small`; `live_map`: `clear`, `clear_short` |
+//! | H5 | Spans tile `[0, top)`: from each head its length leads to the next, and no two free ones are neighbours. Only the owner changes the tiling; a remote free sets one bit of a bitmap apart, then a flag, and each is folded once | `spans` |
+//! | H6 | A segment has at most one owner, by one bit of an atomic bitmap (AcqRel). Maps, marks and tables live in the segment, so that a dead thread's escapees can be freed by anyone and the next owner carries on | `segment`; `heap`: `attach`, `detach` |
+//! | H7 | An address inside the reservation is an arena's, any other the backing's. Frees and reallocations are routed by the address alone, never by whether a scope is open. What the backing sees is a pure function of the caller's layout | `global`; `segment::contains` |
+//! | H8 | (policy, not safety) Frames are a stack; each has a serial that its thread does not use again, and a guard acts only while its frame is there with its serial | `heap`: `push`, `find`, `leave_slow` |
+//!
+//! Each owner of memory has a `debug_check` that asserts its numbers. It runs in tests only: a panic inside `GlobalAlloc`
+//! would be undefined behaviour.
+//!
+//! # The life of one allocation
+//!
+//! `let text = format!("step {n}");` in a scope, and later its drop:
+//!
+//! 1. `StepAlloc::alloc` reads the thread's slot (a `const` thread-local without a destructor) and calls `Heap::bump`: the
+//!    size says which lane, and the position and the size, in whole granules or lines, are compared with the end of its
+//!    hole. It fits: the new position is stored, and that is all. No bit changes, for the hole's bits were set when it was
+//!    taken, and no gap is left, for each lane's holes begin at its own grain.
+//! 2. Outside any scope the end is 0, so the same compare fails, and the request goes to the backing as it is;
+//!    from `simd_threshold` bytes on with an alignment of 64, from `large_threshold` bytes on to a span.
+//! 3. Where it does not fit, `alloc_slow` looks for the next hole: the free granules right behind this one; the next free
+//!    run from the search mark on; the area from its start, if that is paid for; memory never used, 64 KiB at a time.
+//!    On one in 32 of these slow paths the clock is read, and free pages that no step has used for some time go back to the system.
+//! 4. The string grows: `realloc` lengthens the block at the position, or where the granules behind it are free; else it
+//!    moves.
+//! 5. The drop calls `dealloc`. The block ends at the position: the position moves back. Or its bits are cleared, in at
+//!    most two words up to 1 KiB. Another thread drops it: it sets the bits of the remote map (Release), which the owner
+//!    takes (Acquire) before it uses that memory again.
+//! 6. The scope ends. If both positions are where they were, nothing is left to do. Else a lane's hole is given up and taken again
+//!    where the scope began, cut at the first live granule: the next step walks the same warm memory. An escapee keeps its
+//!    own bits set, so the walk goes round it; when it is freed its granules are as free as any.
+//!
+//! # What leaving does
+//!
+//! It pops the frame and those above it (of scopes nested in it, and of forgotten ones), and counts a step. Spans need
+//! nothing: each is free when its block is freed. Going back to the scope's beginning clears, looks at and sets the bits
+//! of a hole of some 64 KiB in each lane, 64 words each time, whatever was allocated; `benches/counts` shows both ways of leaving
+//! (`enter+leave`, and `enter+leave-used` for the longest).
+//!
+//! If escapees have filled the memory near the beginning so densely that the scope's walk was more than eight times what
+//! it allocated, the beginning moves on to where the scope is now. So the walk of a step is bounded by what it allocates,
+//! however many escapees there are; what is left (the hole taken anew, and colder memory) shows in the rows `escapee-*` of
+//! `benches/peers`.
+//!
+//! A suspension is a closure that is still running. If a scope around it is left inside it, the scope ends and the
+//! suspension stays until its closure returns.
+//!
+//! # What it costs
+//!
+//! | what | costs |
+//! |---|---|
+//! | maps | two bits for 16 bytes: 1/64 of the small area in use |
+//! | span tables | 36 KiB for 4 MiB |
+//! | a block below 64 bytes | its size rounded up to 16 |
+//! | a block from 64 bytes to 8 KiB, in a scope | rounded up to 64 |
+//! | a span | rounded up to 1 KiB |
+//! | a thread that never opens a scope nor makes a large block | its slot: 64 frames of 48 bytes and less than 1 KiB beside them, untouched but for its first lines |
+//! | a thread with an arena | its head (a page or more touched) and what it uses |
+//! | a program with a scope open | the pages of its largest step; they go back when no step has used them for a while |
+//!
+//! # Where the code differs from the first design
+//!
+//! - **Blocks from 64 bytes on occupy whole lines, and have a hole of their own.** They were to begin at a line in the one
+//!   hole there was. Now neither kind needs a gap before it, and frees in the order against that of making meet the
+//!   position; the gap behind a block of lines was seldom of use to anyone. And small escapees, which are most, do not break
+//!   up the stretch that a step's other blocks walk: with one in the middle of each step the walk grew with their number.
+//! - **Spans have units of 1 KiB, and the small area ends at 8 KiB.** They were to be of 4 KiB and "tens of KiB". A
+//!   recorded random forest, whose live blocks are mostly of 14 KiB, needed 1.32 times its live peak with a small area up to
+//!   32 KiB: next fit is too loose for blocks of that size. With first fit over units of 1 KiB it needs 1.09.
+//! - **Blocks of more than 1 KiB that do not fit the hole are placed by a search of their own**, with its own mark, so that
+//!   one of them does not cost the small ones their hole.
+//! - **A look at the whole area is paid for by having allocated a thirty-second of it** since the last, and not made when
+//!   more than two thirds are live, unless the area cannot grow.
+//! - **A scope's beginning moves on** when its walk is more than eight times what it allocated; see above. Without that
+//!   each step would walk past the escapees of all steps before it.
+//! - **Frames are in the thread's static memory**, not in the segment: scopes nest and end alike in a thread that has no
+//!   segment, and opening one touches no page of an arena. Deeper than 64, scopes run in the mark of the last frame.
+//! - **The reservation is one packed word**, base and number and size of segments together, set by one compare and
+//!   exchange. With base and size apart two threads that reserved at once could have mixed theirs. The membership test
+//!   reads a copy of both, which every thread writes with the same values before it claims a segment.
+//! - **Suspensions are never cut short.** Leaving a scope was to pop every frame above it. A suspension is not a mark but
+//!   a closure that still runs, and what it allocates must stay outside until it ends.
+//! - **Figures read the maps as they stand.** `stats` was to see what owners publish; small blocks of other threads are
+//!   counted in their maps, less what the remote maps say, so they are exact but for holes, and nobody pays to keep a
+//!   count. Only a look at all of it costs time, a bit for 16 bytes.
+//! - **Orphan segments are reclaimed by whoever frees into them.** A thread may end with live blocks in its segment and no
+//!   other may ever claim it. Who frees the first MiB there, and each MiB after it, claims the segment for a moment, gives
+//!   the pages of its free memory back, and releases it.
+//!
+//! # What is not seen
+//!
+//! Freeing twice is undefined behaviour, in safe Rust impossible; where the maps show it the program is ended, with a static
+//! message. They cannot show it when the memory belongs to another block by then, nor in two cases where the inline path
+//! does not look: a block of at most 1 KiB that another thread freed and its own thread frees again before it has folded
+//! that in; and one whose end is its lane's position, because the block behind it was freed in between. What the
+//! backing made is the backing's to see.
+//!
+//! # Sources
+//!
+//! - The seed: the C arena API of the aicraft project, with one thread-local arena per step and no safe escapes.
+//! - Wilson, Johnstone, Neely, Boles, *Dynamic Storage Allocation: A Survey and Critical Review* (1995): address-ordered
+//!   first fit, and why fragmentation is a matter of policy.
+//! - Blackburn, McKinley, *Immix: A Mark-Region Garbage Collector* (2008): bumping into holes between survivors.
+//! - Leijen, Zorn, de Moura, *Mimalloc: Free List Sharding in Action* (2019), and snmalloc (Liétar et al., 2019): a list
+//!   of remote frees apart from the local ones. The remote map is that without lists.
+//! - jemalloc (Evans, 2006): decay of unused pages by time.
+//! - bumpalo, bump-scope: what an arena with lifetimes is like, and arithmetic apart from memory.
+//! - ClickHouse, blink-alloc, context-allocator: the other ways to give a global allocator an arena, and what they lack.
