@@ -103,6 +103,8 @@ impl Frame {
 
 /// Lane 0 bumps blocks below 64 bytes, lane 1 those from there on.
 const LANES: usize = 2;
+/// In place of a lane, where searches are paid for: blocks over 1 KiB. Their walks are counted to lane 1.
+const LONG: usize = LANES;
 
 /// Where one kind of blocks is bumped. With a segment `[pos, limit)` is its hole, perhaps empty: then both are the mark
 /// from which the next is searched. In lane 1 both are multiples of 64.
@@ -212,9 +214,8 @@ pub struct Heap {
     small: SmallState,
     /// The search mark for blocks over 1 KiB.
     search_long: usize,
-    /// Granules handed to holes and long blocks so far, and how many that were at the last look at the whole area.
-    taken: u64,
-    looked_at: u64,
+    /// Granules handed to each lane's holes, and to long blocks, since its last look at the whole area.
+    since_look: [u64; LANES + 1],
     spans: Spans,
     segment: Option<Segment>,
     small_base: *mut u8,
@@ -254,8 +255,7 @@ impl Heap {
             marks: Marks::NONE,
             small: SmallState { high: 0, committed: 0 },
             search_long: 0,
-            taken: 0,
-            looked_at: 0,
+            since_look: [0; LANES + 1],
             spans: Spans::NONE,
             segment: None,
             small_base: ptr::null_mut(),
@@ -302,7 +302,7 @@ impl Heap {
             self.span_base = base.add(l.spans);
         }
         self.search_long = 0;
-        self.looked_at = self.taken;
+        self.since_look = [0; LANES + 1];
         self.segment = Some(segment);
         self.live = by_address(&self.map, self.small_base.addr());
         self.show();
@@ -736,8 +736,8 @@ impl Heap {
     /// Accounts for granules that became a hole or a long block.
     fn used(&mut self, index: usize, start: usize, end: usize) {
         let count = end.wrapping_sub(start);
-        self.taken = self.taken.wrapping_add(count as u64);
-        let lane = &mut self.lanes[index % LANES];
+        self.pay(index, count);
+        let lane = &mut self.lanes[index.min(LANES - 1)];
         lane.debt = lane
             .debt
             .wrapping_sub((count.wrapping_mul(GRANULE) as i64).wrapping_mul(WALK_SHARE));
@@ -890,8 +890,8 @@ impl Heap {
             self.take(index, start, end);
             return Ok(());
         }
-        let paid = self.look_is_paid();
-        if self.may_look_again() {
+        let paid = self.look_is_paid(index);
+        if self.may_look_again(index) {
             if let Some((start, end)) = self.walk(index, 0, count_min, align, HOLE_MAX) {
                 self.take(index, start, end);
                 return Ok(());
@@ -924,17 +924,25 @@ impl Heap {
         let high = self.small.high;
         let found = self.map.next_run(from, high, count, align, longest);
         let to = found.map_or(high, |run| run.0);
-        let lane = &mut self.lanes[index % LANES];
+        let lane = &mut self.lanes[index.min(LANES - 1)];
         lane.debt = lane
             .debt
             .wrapping_add(to.saturating_sub(from).wrapping_mul(GRANULE) as i64);
         found
     }
 
+    /// Adds to what has been allocated since the last look of this lane, or of the long blocks.
+    fn pay(&mut self, index: usize, count: usize) {
+        if let Some(since) = self.since_look.get_mut(index) {
+            *since = since.wrapping_add(count as u64);
+        }
+    }
+
     /// Whether a search of the whole area is paid for: `LOOK_SHARE`.
-    fn look_is_paid(&self) -> bool {
+    fn look_is_paid(&self, index: usize) -> bool {
         let high = self.small.high;
-        high != 0 && self.taken.wrapping_sub(self.looked_at) >= (high / LOOK_SHARE) as u64
+        let since = self.since_look.get(index).copied().unwrap_or(0);
+        high != 0 && since >= (high / LOOK_SHARE) as u64
     }
 
     /// The whole area is searched, however dense, when it cannot grow. What is refused pays for the next look, or an area
@@ -947,21 +955,25 @@ impl Heap {
         align: usize,
         longest: usize,
     ) -> Option<(usize, usize)> {
-        self.taken = self.taken.wrapping_add(count as u64);
-        if !paid && !self.look_is_paid() {
+        self.pay(index, count);
+        if !paid && !self.look_is_paid(index) {
             return None;
         }
-        self.looked_at = self.taken;
+        if let Some(since) = self.since_look.get_mut(index) {
+            *since = 0;
+        }
         self.walk(index, 0, count, align, longest)
     }
 
     /// Whether a search of the whole area is paid for and promises enough: `DENSE`.
-    fn may_look_again(&mut self) -> bool {
+    fn may_look_again(&mut self, index: usize) -> bool {
         let high = self.small.high;
-        if !self.look_is_paid() {
+        if !self.look_is_paid(index) {
             return false;
         }
-        self.looked_at = self.taken;
+        if let Some(since) = self.since_look.get_mut(index) {
+            *since = 0;
+        }
         let live = self.map.count(high.div_ceil(WORD_GRANULES));
         live.wrapping_mul(DENSE.1) < high.wrapping_mul(DENSE.0)
     }
@@ -1022,12 +1034,12 @@ impl Heap {
         let step = align / GRANULE;
         let need = count.wrapping_add(step);
         let mut paid = false;
-        let mut found = self.walk(1, self.search_long, count, step, need);
+        let mut found = self.walk(LONG, self.search_long, count, step, need);
         if found.is_none() {
             self.search_long = self.small.high;
-            paid = self.look_is_paid();
-            if self.may_look_again() {
-                found = self.walk(1, 0, count, step, need);
+            paid = self.look_is_paid(LONG);
+            if self.may_look_again(LONG) {
+                found = self.walk(LONG, 0, count, step, need);
             }
         }
         if found.is_none() {
@@ -1043,7 +1055,7 @@ impl Heap {
             }
             found = match self.grow(high, high.wrapping_add(need), high.wrapping_add(need)) {
                 Ok(end) => Some((high, end)),
-                Err(refused) => Some(self.look_when_full(1, paid, count, step, need).ok_or(refused)?),
+                Err(refused) => Some(self.look_when_full(LONG, paid, count, step, need).ok_or(refused)?),
             };
             self.publish();
         }
@@ -1053,7 +1065,7 @@ impl Heap {
         let at = align_up(start, step);
         let end = at.wrapping_add(count);
         self.map.set(at, end);
-        self.used(1, at, end);
+        self.used(LONG, at, end);
         self.search_long = end;
         Ok(self.small_ptr(self.addr(at)))
     }

@@ -149,7 +149,10 @@ impl LiveMap {
     }
 
     /// The next run of free granules in `[from, limit)`, cut at `longest`, in which `need` granules fit from a
-    /// multiple of `align` (in granules) on. Owner only.
+    /// multiple of `align` (in granules, a power of two) on; it may begin at that multiple. Owner only.
+    ///
+    /// A word whose free granules stand too close for the block is passed by in one look: a live granule also blocks
+    /// the places from which a block would run into it.
     pub fn next_run(
         &self,
         from: usize,
@@ -158,9 +161,23 @@ impl LiveMap {
         align: usize,
         longest: usize,
     ) -> Option<(usize, usize)> {
+        // Doubling reaches the largest power of two that the block is long, at most a word.
+        let doublings = need.clamp(1, WORD_GRANULES).ilog2();
+        let starts = if align >= WORD_GRANULES {
+            1
+        } else {
+            u64::MAX / (1u64 << align).wrapping_sub(1)
+        };
+        let candidates = |live: u64| {
+            let mut blocked = live;
+            for doubling in 0..doublings {
+                blocked |= blocked >> (1u32 << doubling);
+            }
+            !blocked & starts
+        };
         let mut at = from;
         loop {
-            let start = self.first_free(at, limit);
+            let start = self.first(at, limit, candidates);
             if start >= limit {
                 return None;
             }
@@ -168,7 +185,7 @@ impl LiveMap {
             if crate::align::align_up(start, align).wrapping_add(need) <= end {
                 return Some((start, end));
             }
-            at = end;
+            at = end.max(start.wrapping_add(1));
         }
     }
 
