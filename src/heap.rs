@@ -650,10 +650,14 @@ impl Heap {
             }
             let (from, to) = (self.granule(pos), self.granule(lane.pos));
             // Longer than a hole, it is taken anew below: a step's end must not look at all that the step used.
-            if to.wrapping_sub(from) <= HOLE_MAX && self.map.first_live(from, to) == to {
-                self.map.set(from, to);
-                self.lanes[index % LANES].pos = pos;
-                return;
+            if to.wrapping_sub(from) <= HOLE_MAX {
+                // Escapees in one piece at the beginning: the hole begins behind them.
+                let free = align_up(self.map.first_free(from, to), grain(index));
+                if self.map.first_live(free, to) == to {
+                    self.map.set(free, to);
+                    self.lanes[index % LANES].pos = self.addr(free);
+                    return;
+                }
             }
         }
         let mark = if walked > 0 && lane.pos < lane.limit {

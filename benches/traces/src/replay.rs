@@ -267,7 +267,7 @@ impl<M: Memory> Replay<'_, M> {
                 _ => {
                     // SAFETY: `Trace::check` has followed every block's life through these records.
                     unsafe { self.act::<VERIFY>(state, record) };
-                    if SAMPLE && (position % 16 == 0 || record.size >= 32 * 1024) {
+                    if SAMPLE && (position.is_multiple_of(16) || record.size >= 32 * 1024) {
                         let above = state.resident.now().saturating_sub(state.level);
                         state.outcome.peak_resident_bytes = state.outcome.peak_resident_bytes.max(above);
                     }
@@ -438,7 +438,7 @@ impl OpenScopes {
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
-        if self.random % 16 == 0 {
+        if self.random.is_multiple_of(16) {
             let slot = &mut self.guards[(self.random >> 32) as usize % 32];
             *slot = match slot.take() {
                 None => Some(ArenaScope::enter()),

@@ -130,7 +130,7 @@ pub fn escape<const KEPT: usize>(run: &Run) {
     let layouts = Mapped::from_slice(&layouts);
     let mut places = Mapped::new(COUNT, std::ptr::null_mut::<u64>());
     let mut kept = Mapped::new(COUNT, std::ptr::null_mut::<u64>());
-    let is_kept = |index: usize| KEPT > 0 && index % (COUNT / KEPT.max(1)) == 0;
+    let is_kept = |index: usize| KEPT > 0 && index.is_multiple_of(COUNT / KEPT.max(1));
     run.time(COUNT, || {
         let sum = run.step(|| {
             let mut sum = 0;
