@@ -512,8 +512,7 @@ impl Heap {
     /// Closes an extent; does nothing if it is closed already.
     #[inline]
     pub fn leave(&mut self, ticket: Ticket) {
-        // A top frame that is suspended keeps count of that: out of line.
-        if self.special == 0 && self.active && ticket.index.wrapping_add(1) == self.depth {
+        if self.special == 0 && ticket.index.wrapping_add(1) == self.depth {
             if let Some(&Frame {
                 serial,
                 pos,
