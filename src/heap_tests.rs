@@ -98,11 +98,9 @@ impl<'a> Oracle<'a> {
         if size > SMALL_MAX || align > SMALL_ALIGN_MAX {
             return self.alloc_span(size, align);
         }
-        let fast = self.heap.bump(size, align);
-        let made = if fast.is_null() {
-            self.heap.alloc(size, align)
-        } else {
-            Ok(fast)
+        let made = match self.heap.bump(size, align) {
+            Bumped::Made(p) => Ok(p),
+            Bumped::No | Bumped::Outside => self.heap.alloc(size, align),
         };
         let Ok(p) = made else { return };
         let wanted = if size >= 64 && self.heap.is_active() {
@@ -157,7 +155,7 @@ impl<'a> Oracle<'a> {
                 };
                 assert!(done);
             }
-        } else if !self.heap.free_short(addr, size) {
+        } else if self.heap.free_short(addr, size) != FreedShort::Yes {
             assert_eq!(self.heap.free(addr, size), Freed::Yes);
         }
     }
@@ -327,12 +325,12 @@ fn a_second_free_is_seen() {
     let blocks: Vec<usize> = sizes.iter().map(|&size| heap.alloc(size, 8).unwrap().addr()).collect();
     for (&addr, &size) in blocks.iter().zip(&sizes) {
         assert_eq!(heap.free(addr, size), Freed::Yes);
-        assert!(!heap.free_short(addr, size));
+        assert_ne!(heap.free_short(addr, size), FreedShort::Yes);
         assert_eq!(heap.free(addr, size), Freed::Misuse, "{size} bytes");
     }
     let last = heap.alloc(48, 8).unwrap().addr();
-    assert!(heap.free_short(last, 48));
-    assert!(!heap.free_short(last, 48), "the position moved back over it");
+    assert_eq!(heap.free_short(last, 48), FreedShort::Yes);
+    assert_ne!(heap.free_short(last, 48), FreedShort::Yes, "the position moved back over it");
     assert_eq!(heap.free(last, 48), Freed::Misuse);
     heap.leave(scope);
     assert_eq!(heap.free(last, 48), Freed::Misuse, "in the parked hole");
