@@ -28,8 +28,8 @@
 
 use crate::align::{align_down, align_up, CACHE_LINE};
 use crate::layout::{
-    granules, scope_align, units, SegmentLayout, CHUNK_GRANULES, GRANULE, HOLE_MAX, LINE_FROM,
-    SHORT_MAX, SMALL_ALIGN_MAX, SMALL_MAX, UNIT, WORD_GRANULES,
+    granules, scope_align, units, SegmentLayout, CHUNK_GRANULES, GRANULE, HOLE_MAX, LINE_FROM, SHORT_MAX,
+    SMALL_ALIGN_MAX, SMALL_MAX, UNIT, WORD_GRANULES,
 };
 use crate::live_map::{by_address, clear_short, LiveMap};
 use crate::marks::Marks;

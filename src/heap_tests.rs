@@ -330,7 +330,11 @@ fn a_second_free_is_seen() {
     }
     let last = heap.alloc(48, 8).unwrap().addr();
     assert_eq!(heap.free_short(last, 48), FreedShort::Yes);
-    assert_ne!(heap.free_short(last, 48), FreedShort::Yes, "the position moved back over it");
+    assert_ne!(
+        heap.free_short(last, 48),
+        FreedShort::Yes,
+        "the position moved back over it"
+    );
     assert_eq!(heap.free(last, 48), Freed::Misuse);
     heap.leave(scope);
     assert_eq!(heap.free(last, 48), Freed::Misuse, "in the parked hole");
