@@ -27,6 +27,7 @@
 //! however many escapees there are.
 
 use crate::align::{align_down, align_up, CACHE_LINE};
+use crate::hint::unlikely;
 use crate::layout::{
     granules, scope_align, units, SegmentLayout, CHUNK_GRANULES, GRANULE, HOLE_MAX, LINE_FROM, SHORT_MAX,
     SMALL_ALIGN_MAX, SMALL_MAX, UNIT, WORD_GRANULES,
@@ -831,23 +832,29 @@ impl Heap {
     /// The inline half of freeing: short blocks of this heap.
     #[inline(always)]
     pub fn free_short(&mut self, addr: usize, size: usize) -> FreedShort {
-        if addr.wrapping_sub(self.base) >= self.len {
+        // Most of the backing's blocks are below: one comparison sends them there. Those above fail the next.
+        if unlikely(addr < self.base) {
             return FreedShort::Elsewhere;
         }
         let less_one = size.wrapping_sub(1);
-        if less_one >= SHORT_MAX {
+        if unlikely(less_one >= SHORT_MAX) {
             return FreedShort::No;
         }
         let lane = &mut self.lanes[lane_of(less_one)];
         let last = addr.wrapping_add(less_one | lane.mask);
         let pos = lane.pos;
-        if last.wrapping_add(1) == pos {
+        if unlikely(last.wrapping_add(1) == pos) {
             lane.pos = addr; // H4: its bits now stand for the hole
             return FreedShort::Yes;
         }
-        // In the hole there is no block: a second free of the last one would clear bits that stand for the hole.
-        if addr >= pos && addr < lane.limit {
-            return FreedShort::No;
+        if unlikely(addr >= pos) {
+            // In the hole there is no block: a second free of the last one would clear bits that stand for the hole.
+            if addr < lane.limit {
+                return FreedShort::No;
+            }
+            if addr.wrapping_sub(self.base) >= self.len {
+                return FreedShort::Elsewhere;
+            }
         }
         // SAFETY: the block is in this heap's small area, so its bits are committed, and the caller is the owner.
         if unsafe { clear_short(self.live, addr, last) } {

@@ -13,6 +13,7 @@
 //!
 //! This file knows granule numbers of one segment, not addresses; which granules to ask about is `heap`'s affair.
 
+use crate::hint::unlikely;
 use crate::layout::{low_mask, GRANULE, WORD_BYTES, WORD_GRANULES};
 use crate::sync::{AtomicU64, Ordering};
 
@@ -227,7 +228,7 @@ pub unsafe fn clear_short(live: *const AtomicU64, first: usize, last: usize) -> 
         return false;
     }
     word.store(bits, Ordering::Relaxed);
-    if first / WORD_BYTES != last / WORD_BYTES {
+    if unlikely(first ^ last >= WORD_BYTES) {
         let high = 2u64.wrapping_shl((last / GRANULE) as u32).wrapping_sub(1);
         // SAFETY: the block reaches into this word, so it is committed too.
         let word = unsafe { &*live.wrapping_add(last / WORD_BYTES) };
