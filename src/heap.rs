@@ -320,7 +320,7 @@ impl Heap {
         // kept state says; the claim makes this thread the owner.
         unsafe {
             let header = segment.header();
-            let (small, spans) = *header.kept.get();
+            let (small, spans) = header.kept.read();
             self.small = small;
             self.map = LiveMap::new(base.add(l.live).cast(), base.add(l.remote).cast());
             self.marks = Marks::new(base.add(l.marks).cast(), l.mark_words);
@@ -369,7 +369,7 @@ impl Heap {
         self.forget_if_empty();
         self.publish();
         // SAFETY: the header is committed, and only the owner reads or writes `kept`.
-        unsafe { *segment.header().kept.get() = (self.small, self.spans.state) };
+        unsafe { segment.header().kept.write((self.small, self.spans.state)) };
         self.segment = None;
         self.map = LiveMap::NONE;
         self.live = ptr::null();

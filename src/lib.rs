@@ -38,6 +38,11 @@ mod tensor_arena;
 pub mod design;
 pub mod migration;
 
+/// Interleavings of all that two threads share, on the code above; `.ci/loom` runs them.
+#[cfg(all(test, loom))]
+#[path = "../tests/loom/models.rs"]
+mod models;
+
 pub use aligned::{aligned_alloc, aligned_alloc_zeroed, aligned_free, AlignedBuf};
 pub use arena::{Arena, ArenaBox, ArenaBuilder, ArenaStats, Checkpoint, CheckpointError, Retain, Scope};
 pub use error::AllocError;

@@ -12,11 +12,9 @@
 
 use crate::layout::{divide, SegmentLayout, HEADER_BYTES, SEGMENTS_MAX, SEGMENT_MIN};
 use crate::spans::SpanState;
-use crate::sync::{AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{AtomicPtr, AtomicU64, AtomicUsize, Ordering, Owned};
 use crate::sys;
-use core::cell::UnsafeCell;
 use core::ptr;
-use core::sync::atomic::AtomicPtr;
 
 static PACKED: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
 
@@ -78,7 +76,7 @@ pub struct Header {
     /// Bytes freed remotely since the last reclaim while nobody owned the segment.
     pub orphan_freed: AtomicUsize,
     /// The owner's, between owners.
-    pub kept: UnsafeCell<(SmallState, SpanState)>,
+    pub kept: Owned<(SmallState, SpanState)>,
 }
 
 const _: () = assert!(core::mem::size_of::<Header>() <= HEADER_BYTES);
@@ -299,6 +297,19 @@ pub fn of(addr: usize) -> Option<Segment> {
 /// Bytes reserved; 0 before the first use and where the system grants none.
 pub fn reserved_bytes() -> usize {
     EXTENT.bytes.load(Ordering::Acquire)
+}
+
+/// Touches every static of this file, so that loom knows them before a model starts its threads.
+#[cfg(all(test, loom))]
+pub fn known_to_model() {
+    PACKED.load(Ordering::Relaxed);
+    REFUSED.load(Ordering::Relaxed);
+    EXTENT.base.load(Ordering::Relaxed);
+    for index in 0..SEGMENTS_MAX {
+        bit(&OWNED, index, Ordering::Relaxed);
+        bit(&MADE, index, Ordering::Relaxed);
+    }
+    contains(LIMIT.load(Ordering::Relaxed));
 }
 
 /// Calls `f` for every segment that was ever claimed.

@@ -306,7 +306,8 @@ fn remote_map(segment: &segment::Segment) -> LiveMap {
     unsafe { LiveMap::new(segment.base.add(l.live).cast(), segment.base.add(l.remote).cast()) }
 }
 
-fn free_remote(addr: usize, size: usize) -> Outcome {
+/// Frees a block of a segment that the calling thread does not own.
+pub fn free_remote(addr: usize, size: usize) -> Outcome {
     let Some(segment) = segment::of(addr) else {
         return Outcome::Misuse;
     };
