@@ -10,6 +10,8 @@ mod zeroable;
 // Layer 1: the outside.
 mod sync;
 mod sys;
+// What the features `hardened` and `asan` do with a block's memory.
+mod guard;
 
 // Layer 2: owned memory.
 mod live_map;

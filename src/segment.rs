@@ -195,7 +195,11 @@ fn reserve_now() -> *mut u8 {
         let packed = pack(base, size, count);
         // AcqRel: publishes ours, or shows what the winner wrote.
         return match PACKED.compare_exchange(ptr::null_mut(), packed, Ordering::AcqRel, Ordering::Acquire) {
-            Ok(_) => packed,
+            Ok(_) => {
+                // SAFETY: the reservation just published, which is never given back.
+                unsafe { crate::guard::may_hold_pointers(base, size.wrapping_mul(count)) };
+                packed
+            }
             Err(winner) => {
                 // SAFETY: the mapping is ours, and nobody was told of it.
                 unsafe { sys::release(p, all) };
@@ -275,6 +279,11 @@ pub fn give_back(index: usize) {
 pub fn is_owned(index: usize) -> bool {
     // Relaxed: a hint; claiming decides.
     bit(&OWNED, index, Ordering::Relaxed)
+}
+
+/// Whether the segment was ever claimed, so that its head can be read.
+pub fn is_made(index: usize) -> bool {
+    bit(&MADE, index, Ordering::Acquire)
 }
 
 /// The segment of an address inside the reservation.
