@@ -227,6 +227,9 @@ pub struct Heap {
     map: LiveMap,
     marks: Marks,
     small: SmallState,
+    /// Where each lane's first hole began, once it had one: where a scope goes back to that was opened before there was
+    /// a segment.
+    first: [Option<usize>; LANES],
     /// The search mark for blocks over 1 KiB.
     search_long: usize,
     /// Granules handed to each lane's holes, and to long blocks, since its last look at the whole area.
@@ -290,6 +293,7 @@ impl Heap {
             map: LiveMap::NONE,
             marks: Marks::NONE,
             small: SmallState { high: 0, committed: 0 },
+            first: [None; LANES],
             search_long: 0,
             since_look: [0; LANES + 1],
             spans: Spans::NONE,
@@ -336,6 +340,7 @@ impl Heap {
             self.small_base = base.add(l.small);
             self.span_base = base.add(l.spans);
         }
+        self.first = [None; LANES];
         self.search_long = 0;
         self.since_look = [0; LANES + 1];
         self.segment = Some(segment);
@@ -669,8 +674,13 @@ impl Heap {
         };
         let now = lane.debt.wrapping_sub(price(lane.pos));
         let walked = now.wrapping_sub(debt.wrapping_sub(price(pos)));
+        let pos = match self.first.get(index) {
+            _ if pos != 1 => pos,
+            Some(&Some(first)) => first,
+            _ => return, // no segment then, and no hole since
+        };
         let start = lane.start.min(lane.pos);
-        if pos != 1 && pos <= lane.limit {
+        if pos <= lane.limit {
             if pos >= start && lane.pos <= pos {
                 return; // all of it was freed, and perhaps a block from before
             }
@@ -688,10 +698,8 @@ impl Heap {
         }
         let mark = if walked > 0 && lane.pos < lane.limit {
             self.granule(start)
-        } else if pos != 1 {
-            self.granule(pos)
         } else {
-            0 // there was no segment then
+            self.granule(pos)
         };
         self.give_up_hole(index);
         self.take_from(index, mark);
@@ -754,6 +762,9 @@ impl Heap {
         let lane = &mut self.lanes[index % LANES];
         lane.set_limit(limit);
         (lane.pos, lane.start) = (pos, pos);
+        if let Some(first @ None) = self.first.get_mut(index) {
+            *first = Some(pos);
+        }
         self.used(index, start, end);
     }
 

@@ -360,3 +360,28 @@ fn a_new_owner_goes_on_where_the_last_one_stopped() {
     }
     oracle.finish();
 }
+
+#[test]
+fn the_second_step_walks_the_memory_of_the_first() {
+    // In the first scope there is no segment yet when it begins: both lanes go back to where they began.
+    let private = Private::new();
+    let mut heap = Heap::new();
+    let scope = heap.enter();
+    // SAFETY: the segment is this test's own.
+    unsafe { heap.attach(private.segment) };
+    let step = |heap: &mut Heap| -> Vec<usize> {
+        let sizes = [200, 24, 4096, 48, 8192, 64, 5000];
+        let made = sizes.map(|size| (heap.alloc(size, 8).unwrap().addr(), size));
+        for (addr, size) in made {
+            assert_eq!(heap.free(addr, size), Freed::Yes);
+        }
+        made.map(|block| block.0).to_vec()
+    };
+    let first = step(&mut heap);
+    heap.leave(scope);
+    for _ in 0..10 {
+        let scope = heap.enter();
+        assert_eq!(step(&mut heap), first);
+        heap.leave(scope);
+    }
+}
