@@ -370,7 +370,7 @@ fn the_second_step_walks_the_memory_of_the_first() {
     // SAFETY: the segment is this test's own.
     unsafe { heap.attach(private.segment) };
     let step = |heap: &mut Heap| -> Vec<usize> {
-        let sizes = [200, 24, 4096, 48, 8192, 64, 5000];
+        let sizes = [200, 4096, 96, 8192, 64, 5000];
         let made = sizes.map(|size| (heap.alloc(size, 8).unwrap().addr(), size));
         for (addr, size) in made {
             assert_eq!(heap.free(addr, size), Freed::Yes);
