@@ -843,8 +843,7 @@ impl Heap {
     /// The inline half of freeing: short blocks of this heap.
     #[inline(always)]
     pub fn free_short(&mut self, addr: usize, size: usize) -> FreedShort {
-        // Most of the backing's blocks are below: one comparison sends them there. Those above fail the next.
-        if unlikely(addr < self.base) {
+        if unlikely(addr.wrapping_sub(self.base) >= self.len) {
             return FreedShort::Elsewhere;
         }
         let less_one = size.wrapping_sub(1);
@@ -858,14 +857,9 @@ impl Heap {
             lane.pos = addr; // H4: its bits now stand for the hole
             return FreedShort::Yes;
         }
-        if unlikely(addr >= pos) {
-            // In the hole there is no block: a second free of the last one would clear bits that stand for the hole.
-            if addr < lane.limit {
-                return FreedShort::No;
-            }
-            if addr.wrapping_sub(self.base) >= self.len {
-                return FreedShort::Elsewhere;
-            }
+        // In the hole there is no block: a second free of the last one would clear bits that stand for the hole.
+        if unlikely(addr >= pos) && addr < lane.limit {
+            return FreedShort::No;
         }
         // SAFETY: the block is in this heap's small area, so its bits are committed, and the caller is the owner.
         if unsafe { clear_short(self.live, addr, last) } {

@@ -278,7 +278,7 @@ fn a_step_walks_the_same_memory_each_time() {
         if step == 0 {
             first.clone_from(&blocks);
         }
-        assert_eq!(blocks, first);
+        assert!(blocks == first, "step {step} walks other memory");
         for (i, &addr) in blocks.iter().enumerate() {
             assert_eq!(heap.free(addr, 16 + i % 200), Freed::Yes);
         }
