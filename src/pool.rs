@@ -1056,3 +1056,33 @@ impl fmt::Debug for RawPool {
             .finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The search for an object's block must not grow with the number of blocks.
+    #[test]
+    fn a_grown_pool_finds_a_block_in_few_looks() {
+        for first in [1, 100] {
+            let mut pool = RawPool::growing(16, first).unwrap();
+            let objects: Vec<_> = (0..200_000).map(|_| pool.alloc().unwrap()).collect();
+            let regions = &pool.regions;
+            assert!(pool.older.len() > 10);
+            let mut looks = 0;
+            for &object in &objects {
+                let mut place = regions.place_of(object.addr().get() >> regions.shift);
+                while regions.table[place] != 0 {
+                    let block = &pool.older[usize::from(regions.table[place]) - 1];
+                    looks += 1;
+                    if block.offset_of(object) < block.bytes {
+                        break;
+                    }
+                    place = (place + 1) & (regions.table.len() - 1);
+                }
+            }
+            assert!(looks < 3 * objects.len(), "{looks} looks");
+            assert!(regions.table.len() < objects.len() / 50, "the table is too large");
+        }
+    }
+}
