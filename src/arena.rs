@@ -751,14 +751,14 @@ impl Arena {
         Ok(())
     }
 
-    /// Makes ready for a scope.
+    /// Makes ready for a scope where the marks are not untouched.
     #[cold]
     #[inline(never)]
-    fn settle(&self) {
+    fn begin_touched(&self) {
         if self.start.get().is_null() {
             self.take_first();
         }
-        self.marks.bury(self.in_use.get());
+        self.marks.hide_touched(self.place());
     }
 
     /// Takes the first block, so that going back to an empty arena keeps it. Where that fails the next request says so.

@@ -19,8 +19,8 @@
 //! counts as live again. It frees what any live one of that place frees.
 //!
 //! A scope hides the marks made outside it until it ends: going back past its start would free what it lends out. Most
-//! scopes make no checkpoint and take no block, so all that is noted at their beginning is that nothing has happened
-//! yet (`UNTOUCHED`); how many marks and blocks there were then is written down when the first one is made.
+//! scopes make no checkpoint and take no block, nor has what is around them. So nothing is written down when such a scope
+//! begins but the floor; how many marks and blocks there were then is noted when the first one is made.
 
 use crate::error::AllocError;
 use crate::sync::{AtomicU64, Ordering};
@@ -37,12 +37,14 @@ const SERIALS: u64 = 1024;
 
 // What `newest` says when there is no newest mark: multiples of `SERIALS` below every serial.
 
-/// Since the innermost scope (or the arena) began no checkpoint was made and no block taken.
+/// No checkpoint was made and no block taken since the innermost scope began, nor in the scopes around it.
 const UNTOUCHED: u64 = 0;
-/// Since then something was.
+/// In the innermost scope one was made or taken.
 const TOUCHED: u64 = SERIALS;
+/// Not in the innermost scope, but in one around it.
+const AROUND: u64 = 2 * SERIALS;
 /// The arena has no block yet, and no scope is open.
-const EMPTY: u64 = 2 * SERIALS;
+const EMPTY: u64 = 3 * SERIALS;
 
 /// The next range begins after this serial.
 static DRAWN: AtomicU64 = AtomicU64::new(4 * SERIALS);
@@ -94,9 +96,10 @@ pub(super) struct Place {
 /// - **M1** If `newest` is above `EMPTY` it is the last serial given out, and the newest mark is the serials
 ///   `first..=newest` at `floor` with the blocks in use now. So its common case needs neither a search nor more than one
 ///   write.
-/// - **M2** `entries` holds the other live marks, serials ascending. `touched` has an entry for each open scope, and one
-///   for the arena outside all scopes, in which a checkpoint was made or a block taken. The innermost scope is one of
-///   them exactly if `newest` is neither `UNTOUCHED` nor `EMPTY`, and then its marks are those from `start` of the last entry on.
+/// - **M2** `entries` holds the other live marks, serials ascending. `touched` has an entry for each open scope, and for
+///   the arena outside all scopes, from the outermost one on in which a checkpoint was made or a block taken (the first
+///   block is not counted). So it is empty if `newest` is `UNTOUCHED` or `EMPTY`; else the last one is the innermost
+///   scope's, and its marks are those from `start` on.
 /// - **M3** `floor` is the position of the newest live checkpoint or open scope, if the current block is still the one of
 ///   that time, else the start of the current block.
 /// - **M4** Each serial given out is in one of `ranges`, and in the ranges of no other arena.
@@ -130,12 +133,13 @@ struct Touched {
     start: usize,
     /// Blocks in use.
     in_use: usize,
+    /// What `newest` was.
+    state: u64,
 }
 
 /// What a scope restores at its end.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Hidden {
-    newest: u64,
     floor: *mut u8,
 }
 
@@ -203,29 +207,36 @@ impl Marks {
     /// scope begun; `in_use` blocks were in use until now.
     #[inline(never)]
     pub(super) fn bury(&self, in_use: usize) {
-        let (first, last) = (self.first.get(), self.newest.get());
-        let mut entries = self.entries.borrow_mut();
-        if last == UNTOUCHED || last == EMPTY {
-            // M3: nothing has moved the floor.
-            let (position, start) = (self.floor.get(), entries.len());
-            let touched = Touched {
-                position,
-                start,
-                in_use,
-            };
-            self.touched.borrow_mut().push(touched);
+        let state = self.newest.get();
+        if state == EMPTY {
+            return self.newest.set(UNTOUCHED);
         }
-        if last > EMPTY {
+        if state == UNTOUCHED {
+            // M3: nothing has moved the floor since.
+            self.note(self.floor.get(), in_use);
+        }
+        if state > EMPTY {
+            let (first, last) = (self.first.get(), state);
             let position = self.floor.get();
             let place = Place { position, in_use };
-            entries.push(Entry { first, last, place });
+            self.entries.borrow_mut().push(Entry { first, last, place });
         }
         self.forget_newest(TOUCHED);
     }
 
+    /// Adds an entry to `touched`.
+    fn note(&self, position: *mut u8, in_use: usize) {
+        self.touched.borrow_mut().push(Touched {
+            position,
+            start: self.entries.borrow().len(),
+            in_use,
+            state: self.newest.get(),
+        });
+    }
+
     /// The current block is another one from now on.
     pub(super) fn set_floor(&self, floor: *mut u8) {
-        debug_assert_eq!(self.newest.get(), TOUCHED);
+        debug_assert!(self.newest.get() <= TOUCHED);
         self.floor.set(floor);
     }
 
@@ -249,7 +260,7 @@ impl Marks {
 
     /// A serial above all that were given out.
     fn next_serial(&self) -> u64 {
-        debug_assert_eq!(self.newest.get(), TOUCHED);
+        debug_assert!(self.newest.get() <= TOUCHED);
         let mut ranges = self.ranges.borrow_mut();
         let serial = self.serial.get();
         match ranges.last() {
@@ -267,13 +278,13 @@ impl Marks {
     /// The place of a live checkpoint of this arena; those made after it are dead from now on.
     pub(super) fn rewind(&self, checkpoint: &Checkpoint, in_use: usize) -> Option<Place> {
         let serial = checkpoint.serial;
-        if matches!(self.newest.get(), UNTOUCHED | EMPTY) {
+        if matches!(self.newest.get(), UNTOUCHED | AROUND | EMPTY) {
             return None;
         }
         // The newest mark is buried before the search, which changes nothing for a checkpoint that is then refused.
         self.bury(in_use);
         let mut entries = self.entries.borrow_mut();
-        let start = self.touched.borrow().last()?.start;
+        let start = self.touched.borrow().last().map_or(0, |touched| touched.start);
         let later = entries[start..].partition_point(|entry| entry.first <= serial);
         let index = start + later.checked_sub(1)?;
         let entry = &mut entries[index];
@@ -293,46 +304,47 @@ impl Marks {
         Some(place)
     }
 
-    /// Whether a scope can begin at once: there is no newest mark to bury, and the arena has a block.
-    #[inline(always)]
-    pub(super) fn is_settled(&self) -> bool {
-        self.newest.get() <= TOUCHED
-    }
-
-    /// Hides all marks: a scope begins at `position`.
-    #[inline(always)]
-    pub(super) fn hide(&self, position: *mut u8) -> Hidden {
-        debug_assert!(self.is_settled());
-        Hidden {
-            newest: self.newest.replace(UNTOUCHED),
-            floor: self.floor.replace(position),
-        }
-    }
-
-    /// Whether in the innermost scope no checkpoint was made and no block taken.
+    /// Whether neither in the innermost scope nor around it a checkpoint was made or a block taken.
     #[inline(always)]
     pub(super) fn is_untouched(&self) -> bool {
         self.newest.get() == UNTOUCHED
     }
 
-    /// Ends the innermost scope, which is untouched: shows the marks that it hid, and returns where it began.
+    /// Hides all marks: a scope begins at `position`. If the arena is not untouched, `hide_touched` comes before.
+    #[inline(always)]
+    pub(super) fn hide(&self, position: *mut u8) -> Hidden {
+        Hidden {
+            floor: self.floor.replace(position),
+        }
+    }
+
+    /// Notes where a scope begins, since something has happened around it.
+    pub(super) fn hide_touched(&self, now: Place) {
+        if self.newest.get() >= EMPTY {
+            self.bury(now.in_use);
+        }
+        if !self.is_untouched() {
+            self.note(now.position, now.in_use);
+            self.newest.set(AROUND);
+        }
+    }
+
+    /// Ends the innermost scope, if it is untouched: shows the marks that it hid, and returns where it began.
     #[inline(always)]
     pub(super) fn show(&self, hidden: &Hidden) -> *mut u8 {
         debug_assert!(self.is_untouched());
-        self.newest.set(hidden.newest);
         self.floor.replace(hidden.floor)
     }
 
-    /// Ends the innermost scope, which was touched: kills its checkpoints, shows the marks that it hid, and returns
+    /// Ends the innermost scope, if it is not untouched: kills its checkpoints, shows the marks that it hid, and returns
     /// where it began.
     pub(super) fn kill(&self, hidden: &Hidden) -> Place {
-        // What is touched has its entry (M2).
         let Some(touched) = self.touched.borrow_mut().pop() else {
-            unreachable!("a scope was touched")
+            unreachable!("M2: the scope has an entry")
         };
         self.entries.borrow_mut().truncate(touched.start);
-        self.forget_newest(UNTOUCHED);
-        self.show(hidden);
+        self.forget_newest(touched.state);
+        self.floor.set(hidden.floor);
         Place {
             position: touched.position,
             in_use: touched.in_use,

@@ -143,8 +143,8 @@ impl Arena {
 /// Until this returns nothing is taken from `arena` but through the scope handed to `f`.
 #[inline(always)]
 unsafe fn in_scope<R>(arena: &Arena, f: impl FnOnce(&mut Scope<'_>) -> R) -> R {
-    if !arena.marks.is_settled() {
-        arena.settle();
+    if !arena.marks.is_untouched() {
+        arena.begin_touched();
     }
     let hidden = arena.marks.hide(arena.position.get());
     let scope = Scope { arena };
@@ -173,7 +173,7 @@ impl Drop for GoBack<'_> {
 }
 
 impl GoBack<'_> {
-    /// Ends a scope in which a checkpoint was made or a block taken.
+    /// Ends a scope in which or around which a checkpoint was made or a block taken.
     #[cold]
     #[inline(never)]
     fn go_far(&self) {
