@@ -754,11 +754,11 @@ impl Arena {
     /// Makes ready for a scope where the marks are not untouched.
     #[cold]
     #[inline(never)]
-    fn begin_touched(&self) {
+    fn begin_touched(&self) -> u64 {
         if self.start.get().is_null() {
             self.take_first();
         }
-        self.marks.hide_touched(self.place());
+        self.marks.begin_touched(self.in_use.get())
     }
 
     /// Takes the first block, so that going back to an empty arena keeps it. Where that fails the next request says so.

@@ -38,7 +38,7 @@ const SERIALS: u64 = 1024;
 // What `newest` says when there is no newest mark: multiples of `SERIALS` below every serial.
 
 /// No checkpoint was made and no block taken since the innermost scope began, nor in the scopes around it.
-const UNTOUCHED: u64 = 0;
+pub(super) const UNTOUCHED: u64 = 0;
 /// In the innermost scope one was made or taken.
 const TOUCHED: u64 = SERIALS;
 /// Not in the innermost scope, but in one around it.
@@ -97,9 +97,8 @@ pub(super) struct Place {
 ///   `first..=newest` at `floor` with the blocks in use now. So its common case needs neither a search nor more than one
 ///   write.
 /// - **M2** `entries` holds the other live marks, serials ascending. `touched` has an entry for each open scope, and for
-///   the arena outside all scopes, from the outermost one on in which a checkpoint was made or a block taken (the first
-///   block is not counted). So it is empty if `newest` is `UNTOUCHED` or `EMPTY`; else the last one is the innermost
-///   scope's, and its marks are those from `start` on.
+///   the arena outside all scopes, in which a checkpoint was made or a block taken (the first block is not counted).
+///   The last one is the innermost scope's, with the marks from `start` on, exactly if `newest` is `TOUCHED` or a serial.
 /// - **M3** `floor` is the position of the newest live checkpoint or open scope, if the current block is still the one of
 ///   that time, else the start of the current block.
 /// - **M4** Each serial given out is in one of `ranges`, and in the ranges of no other arena.
@@ -133,13 +132,12 @@ struct Touched {
     start: usize,
     /// Blocks in use.
     in_use: usize,
-    /// What `newest` was.
-    state: u64,
 }
 
 /// What a scope restores at its end.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Hidden {
+    state: u64,
     floor: *mut u8,
 }
 
@@ -211,9 +209,13 @@ impl Marks {
         if state == EMPTY {
             return self.newest.set(UNTOUCHED);
         }
-        if state == UNTOUCHED {
-            // M3: nothing has moved the floor since.
-            self.note(self.floor.get(), in_use);
+        if state == UNTOUCHED || state == AROUND {
+            self.touched.borrow_mut().push(Touched {
+                // M3: nothing has moved the floor since.
+                position: self.floor.get(),
+                start: self.entries.borrow().len(),
+                in_use,
+            });
         }
         if state > EMPTY {
             let (first, last) = (self.first.get(), state);
@@ -222,16 +224,6 @@ impl Marks {
             self.entries.borrow_mut().push(Entry { first, last, place });
         }
         self.forget_newest(TOUCHED);
-    }
-
-    /// Adds an entry to `touched`.
-    fn note(&self, position: *mut u8, in_use: usize) {
-        self.touched.borrow_mut().push(Touched {
-            position,
-            start: self.entries.borrow().len(),
-            in_use,
-            state: self.newest.get(),
-        });
     }
 
     /// The current block is another one from now on.
@@ -310,23 +302,27 @@ impl Marks {
         self.newest.get() == UNTOUCHED
     }
 
-    /// Hides all marks: a scope begins at `position`. If the arena is not untouched, `hide_touched` comes before.
+    /// Hides all marks: a scope begins at `position`.
+    ///
+    /// `state` is what `begin_touched` returned, if the arena is not untouched.
     #[inline(always)]
-    pub(super) fn hide(&self, position: *mut u8) -> Hidden {
+    pub(super) fn hide(&self, position: *mut u8, state: u64) -> Hidden {
         Hidden {
+            state,
             floor: self.floor.replace(position),
         }
     }
 
-    /// Notes where a scope begins, since something has happened around it.
-    pub(super) fn hide_touched(&self, now: Place) {
+    /// Makes ready for a scope where something has happened around it.
+    pub(super) fn begin_touched(&self, in_use: usize) -> u64 {
         if self.newest.get() >= EMPTY {
-            self.bury(now.in_use);
+            self.bury(in_use);
         }
-        if !self.is_untouched() {
-            self.note(now.position, now.in_use);
+        let state = self.newest.get();
+        if state != UNTOUCHED {
             self.newest.set(AROUND);
         }
+        state
     }
 
     /// Ends the innermost scope, if it is untouched: shows the marks that it hid, and returns where it began.
@@ -337,14 +333,21 @@ impl Marks {
     }
 
     /// Ends the innermost scope, if it is not untouched: kills its checkpoints, shows the marks that it hid, and returns
-    /// where it began.
-    pub(super) fn kill(&self, hidden: &Hidden) -> Place {
+    /// where it began. `in_use` blocks are in use.
+    pub(super) fn kill(&self, hidden: &Hidden, in_use: usize) -> Place {
+        let floor = self.floor.replace(hidden.floor);
+        if self.newest.get() == AROUND {
+            self.newest.set(hidden.state);
+            return Place {
+                position: floor,
+                in_use,
+            };
+        }
         let Some(touched) = self.touched.borrow_mut().pop() else {
             unreachable!("M2: the scope has an entry")
         };
         self.entries.borrow_mut().truncate(touched.start);
-        self.forget_newest(touched.state);
-        self.floor.set(hidden.floor);
+        self.forget_newest(hidden.state);
         Place {
             position: touched.position,
             in_use: touched.in_use,

@@ -5,7 +5,7 @@
 //! nothing can be taken from the outer one while the inner one is open; and `'s` is chosen by [`Arena::scope`], so no
 //! value of it can be named outside the closure.
 
-use super::marks::Hidden;
+use super::marks::{Hidden, UNTOUCHED};
 use super::Arena;
 use core::ops::Deref;
 
@@ -143,10 +143,11 @@ impl Arena {
 /// Until this returns nothing is taken from `arena` but through the scope handed to `f`.
 #[inline(always)]
 unsafe fn in_scope<R>(arena: &Arena, f: impl FnOnce(&mut Scope<'_>) -> R) -> R {
-    if !arena.marks.is_untouched() {
-        arena.begin_touched();
-    }
-    let hidden = arena.marks.hide(arena.position.get());
+    let state = match arena.marks.is_untouched() {
+        true => UNTOUCHED,
+        false => arena.begin_touched(),
+    };
+    let hidden = arena.marks.hide(arena.position.get(), state);
     let scope = Scope { arena };
     f(&mut GoBack { scope, hidden }.scope)
 }
@@ -178,6 +179,6 @@ impl GoBack<'_> {
     #[inline(never)]
     fn go_far(&self) {
         let arena = self.scope.arena;
-        arena.go_to(arena.marks.kill(&self.hidden));
+        arena.go_to(arena.marks.kill(&self.hidden, arena.in_use.get()));
     }
 }

@@ -127,7 +127,8 @@ pub fn slices() {
     }
 }
 
-/// A checkpoint and the way back, bare and around some blocks; raw and as a scope.
+/// A checkpoint and the way back, bare and around some blocks; raw and as a scope, which is slower where a checkpoint
+/// was made outside it.
 pub fn checkpoints() {
     let mut ours = stepalloc::Arena::with_align(8);
     let mut scope: bump_scope::Bump = bump_scope::Bump::with_capacity(std::alloc::Layout::new::<[u8; 1 << 20]>());
@@ -165,12 +166,17 @@ pub fn checkpoints() {
             ],
         );
     }
-    for (group, blocks) in [
-        ("arena/scope/0 blocks", 0u64),
-        ("arena/scope/1 block", 1),
-        ("arena/scope/4 blocks", 4),
-        ("arena/scope/16 blocks", 16),
+    for (group, blocks, marked) in [
+        ("arena/scope/0 blocks", 0u64, false),
+        ("arena/scope/1 block", 1, false),
+        ("arena/scope/4 blocks", 4, false),
+        ("arena/scope/16 blocks", 16, false),
+        ("arena/scope/1 block, a checkpoint outside", 1, true),
     ] {
+        ours.reset();
+        if marked {
+            ours.checkpoint();
+        }
         compare(
             group,
             VALUES,
