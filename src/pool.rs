@@ -706,7 +706,7 @@ struct Regions {
 impl Regions {
     /// For a pool whose first block has `bytes` bytes: regions large enough that the table is small beside the pool.
     fn new(bytes: usize) -> Regions {
-        let shift = (bytes / 8 | LEAST_REGION).ilog2();
+        let shift = ((bytes / 8) | LEAST_REGION).ilog2();
         Regions {
             shift,
             table: Vec::new(),
