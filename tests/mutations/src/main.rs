@@ -75,7 +75,7 @@ struct Lane {
     script: Option<String>,
     #[serde(default)]
     env: BTreeMap<String, String>,
-    /// Without optimisation, for tests that a release build would optimise away.
+    /// Without optimisation, as `cargo test` runs it: some tests count requests that release builds drop.
     #[serde(default)]
     debug: bool,
     /// A run that takes longer is a hang.
