@@ -632,7 +632,8 @@ impl Heap {
             for lane in 0..LANES {
                 self.go_back(lane, &frame);
             }
-            self.search_long = self.granule(self.lanes[1].limit);
+            // Not forward: a look may have found room far below the scope's beginning.
+            self.search_long = self.search_long.min(self.granule(self.lanes[1].limit));
         }
         self.active = self.top_is_active();
         self.hide();
@@ -1026,6 +1027,10 @@ impl Heap {
         if let Some(since) = self.since_look.get_mut(index) {
             *since = 0;
         }
+        // The look is a walk over all of it. Not charged, a small step that begins at the area's end would go back there
+        // after each look, and the next would grow the area.
+        let lane = &mut self.lanes[index.min(LANES - 1)];
+        lane.debt = lane.debt.wrapping_add(high.wrapping_mul(GRANULE) as i64);
         let live = self.map.count(high.div_ceil(WORD_GRANULES));
         live.wrapping_mul(DENSE.1) < high.wrapping_mul(DENSE.0)
     }
@@ -1101,6 +1106,7 @@ impl Heap {
                 // The hole is the last of the area: lengthen it.
                 if let Ok(end) = self.grow(high, high.wrapping_add(more.max(FRESH)), high.wrapping_add(more)) {
                     self.lengthen(1, end);
+                    self.pay(LONG, end.wrapping_sub(high)); // it is for a long block that the area grew
                     self.publish();
                     return Ok(self.bump_any(1, count, align));
                 }
