@@ -632,7 +632,8 @@ impl Heap {
             for lane in 0..LANES {
                 self.go_back(lane, &frame);
             }
-            self.search_long = self.granule(self.lanes[1].limit);
+            // Not forward: a look may have found room far below the scope's beginning.
+            self.search_long = self.search_long.min(self.granule(self.lanes[1].limit));
         }
         self.active = self.top_is_active();
         self.hide();
@@ -843,8 +844,7 @@ impl Heap {
     /// The inline half of freeing: short blocks of this heap.
     #[inline(always)]
     pub fn free_short(&mut self, addr: usize, size: usize) -> FreedShort {
-        // Most of the backing's blocks are below: one comparison sends them there. Those above fail the next.
-        if unlikely(addr < self.base) {
+        if unlikely(addr.wrapping_sub(self.base) >= self.len) {
             return FreedShort::Elsewhere;
         }
         let less_one = size.wrapping_sub(1);
@@ -858,14 +858,9 @@ impl Heap {
             lane.pos = addr; // H4: its bits now stand for the hole
             return FreedShort::Yes;
         }
-        if unlikely(addr >= pos) {
-            // In the hole there is no block: a second free of the last one would clear bits that stand for the hole.
-            if addr < lane.limit {
-                return FreedShort::No;
-            }
-            if addr.wrapping_sub(self.base) >= self.len {
-                return FreedShort::Elsewhere;
-            }
+        // In the hole there is no block: a second free of the last one would clear bits that stand for the hole.
+        if unlikely(addr >= pos) && addr < lane.limit {
+            return FreedShort::No;
         }
         // SAFETY: the block is in this heap's small area, so its bits are committed, and the caller is the owner.
         if unsafe { clear_short(self.live, addr, last) } {
@@ -1032,6 +1027,10 @@ impl Heap {
         if let Some(since) = self.since_look.get_mut(index) {
             *since = 0;
         }
+        // The look is a walk over all of it. Not charged, a small step that begins at the area's end would go back there
+        // after each look, and the next would grow the area.
+        let lane = &mut self.lanes[index.min(LANES - 1)];
+        lane.debt = lane.debt.wrapping_add(high.wrapping_mul(GRANULE) as i64);
         let live = self.map.count(high.div_ceil(WORD_GRANULES));
         live.wrapping_mul(DENSE.1) < high.wrapping_mul(DENSE.0)
     }
@@ -1107,6 +1106,7 @@ impl Heap {
                 // The hole is the last of the area: lengthen it.
                 if let Ok(end) = self.grow(high, high.wrapping_add(more.max(FRESH)), high.wrapping_add(more)) {
                     self.lengthen(1, end);
+                    self.pay(LONG, end.wrapping_sub(high)); // it is for a long block that the area grew
                     self.publish();
                     return Ok(self.bump_any(1, count, align));
                 }

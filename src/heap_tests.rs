@@ -278,7 +278,7 @@ fn a_step_walks_the_same_memory_each_time() {
         if step == 0 {
             first.clone_from(&blocks);
         }
-        assert_eq!(blocks, first);
+        assert!(blocks == first, "step {step} walks other memory");
         for (i, &addr) in blocks.iter().enumerate() {
             assert_eq!(heap.free(addr, 16 + i % 200), Freed::Yes);
         }
@@ -312,6 +312,39 @@ fn steps_stay_short_and_dense_as_escapees_add_up() {
             high / STEPS < 64,
             "escapee at {escapee_at}: {} bytes each",
             high / STEPS
+        );
+    }
+}
+
+/// Regression: all that a step makes escapes and is freed by another thread some steps later. Each step that came to the
+/// area's end looked at all of it, found room at its start, and on leaving went back to the end, so that the next grew it.
+#[test]
+fn the_area_stays_small_where_whole_steps_escape_and_are_freed_by_others() {
+    for (size, count) in [(24, 40), (300, 6), (3_000, 2)] {
+        let private = Private::new();
+        let mut heap = private.heap();
+        let mut waiting = std::collections::VecDeque::new();
+        let mut made = 0;
+        while made < 64 << 20 {
+            let scope = heap.enter();
+            for _ in 0..count {
+                let addr = heap
+                    .alloc(size, 8)
+                    .unwrap_or_else(|why| panic!("{size}: {why:?}"))
+                    .addr();
+                waiting.push_back(heap.granule(addr));
+                made += size;
+            }
+            heap.leave(scope);
+            while waiting.len() > 10 * count {
+                let start = waiting.pop_front().unwrap();
+                assert!(heap.map.free_remote(start, start + granules(size)));
+            }
+        }
+        let (live, high) = (10 * count * granules(size) * GRANULE, heap.small.high * GRANULE);
+        assert!(
+            high <= 4 * live + (512 << 10),
+            "{size}: {live} bytes live in an area of {high}"
         );
     }
 }
@@ -383,5 +416,117 @@ fn the_second_step_walks_the_memory_of_the_first() {
         let scope = heap.enter();
         assert_eq!(step(&mut heap), first);
         heap.leave(scope);
+    }
+}
+
+/// The frames against a naive stack: what is open, how deep, whether the thread is in a scope, and whose guard still acts.
+struct Frames<'a> {
+    heap: Heap,
+    /// What is open, innermost last.
+    open: Vec<(Ticket, Kind)>,
+    /// Guards that are gone with their frames.
+    gone: Vec<Ticket>,
+    _private: &'a Private,
+}
+
+impl Frames<'_> {
+    fn enter(&mut self, kind: Kind) {
+        if self.open.len() < FRAMES {
+            let ticket = match kind {
+                Kind::Scope => self.heap.enter(),
+                _ => self.heap.enter_slow(kind),
+            };
+            self.open.push((ticket, kind));
+        }
+    }
+
+    /// Leaving ends what was opened inside, but for suspensions: those are closures that still run.
+    fn leave(&mut self, at: usize) {
+        let (ticket, kind) = self.open[at];
+        self.heap.leave(ticket);
+        let inside = self.open.split_off(at);
+        for (ticket, inner) in inside {
+            if inner == Kind::Outside && kind != Kind::Outside {
+                self.open.push((ticket, inner));
+            } else {
+                self.gone.push(ticket);
+            }
+        }
+    }
+
+    fn step(&mut self, op: u8, which: u8) {
+        let which = which as usize;
+        match op % 8 {
+            0..=2 => self.enter(Kind::Scope),
+            3 => self.enter(if which % 2 == 0 { Kind::Outside } else { Kind::Counted }),
+            4 | 5 if !self.open.is_empty() => {
+                // A closure ends last in, first out: only the innermost suspension may be left.
+                let at = which % self.open.len();
+                let innermost = self.open.iter().rposition(|one| one.1 == Kind::Outside);
+                if self.open[at].1 != Kind::Outside || innermost == Some(at) {
+                    self.leave(at);
+                }
+            }
+            6 if !self.gone.is_empty() => {
+                let ticket = self.gone[which % self.gone.len()];
+                self.heap.leave(ticket); // does nothing
+            }
+            _ => {
+                let size = 1 + which * 5;
+                if let Ok(p) = self.heap.alloc(size, 8) {
+                    if which % 3 != 0 {
+                        assert_eq!(self.heap.free(p.addr(), size), Freed::Yes);
+                    }
+                }
+            }
+        }
+        self.check();
+    }
+
+    fn check(&mut self) {
+        let inner = self.open.iter().rev().take_while(|one| one.1 != Kind::Outside).count();
+        assert_eq!(self.heap.depth(), inner);
+        let active = self.open.last().is_some_and(|one| one.1 != Kind::Outside);
+        assert_eq!(self.heap.is_active(), active);
+        assert_eq!(self.heap.bump(usize::MAX, 1) == Bumped::Outside, !active);
+        assert_eq!(
+            self.heap.is_counting(),
+            self.open.iter().any(|one| one.1 == Kind::Counted)
+        );
+        assert!(
+            self.open.iter().all(|one| self.heap.is_open(one.0)),
+            "an open frame is lost"
+        );
+        assert!(
+            !self.gone.iter().any(|&ticket| self.heap.is_open(ticket)),
+            "a guard acts though its frame is gone"
+        );
+        let inline = self.heap.bump(16, 8);
+        assert!(
+            !matches!(inline, Bumped::Made(_)) || (active && !self.heap.is_counting()),
+            "the inline path serves outside scopes"
+        );
+        self.heap.debug_check();
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases / 4))]
+
+    #[test]
+    fn frames_agree_with_a_naive_stack(program in prop::collection::vec(any::<(u8, u8)>(), 1..300)) {
+        let private = Private::new();
+        let mut frames = Frames { heap: private.heap(), open: vec![], gone: vec![], _private: &private };
+        for (at, (op, which)) in program.into_iter().enumerate() {
+            frames.step(op, which);
+            if at % 16 == 0 {
+                frames.heap.debug_check();
+            }
+        }
+        while !frames.open.is_empty() {
+            let last = frames.open.len() - 1;
+            frames.leave(last);
+            frames.check();
+        }
     }
 }

@@ -49,7 +49,7 @@ pub const CHUNK_GRANULES: usize = CHUNK / GRANULE;
 pub const HOLE_MAX: usize = 64 * WORD_GRANULES;
 
 /// Parts of a segment start at multiples of this, the largest page size of the systems served.
-const PART: usize = 64 * 1024;
+pub const PART: usize = 64 * 1024;
 /// Room for the header at the start of a segment, bytes.
 pub const HEADER_BYTES: usize = 4096;
 /// The areas start at multiples of this, so that huge pages can fill them.

@@ -704,3 +704,7 @@ pub unsafe fn used_len_remote(tables: *mut u8, unit: usize) -> usize {
     // Relaxed: written before this thread was given the block.
     (shared.length[unit % REGION_UNITS].load(Ordering::Relaxed) & LENGTH) as usize
 }
+
+#[cfg(test)]
+#[path = "spans_tests.rs"]
+mod tests;
