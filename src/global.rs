@@ -9,6 +9,7 @@
 //! The inline paths have no frame: every way out is a jump to a cold function.
 
 use crate::align::{max, CACHE_LINE};
+use crate::heap::{Bumped, FreedShort};
 use crate::segment;
 use crate::sync::{AtomicUsize, Ordering};
 use crate::sys;
@@ -239,46 +240,45 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for StepAlloc<A> {
     #[inline(always)]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let (size, align) = (layout.size(), layout.align());
-        let (p, outside) = thread::with_heap(|heap| (heap.bump(size, align), heap.is_outside()));
-        if !p.is_null() {
-            return p;
-        }
-        if outside && size.wrapping_sub(1) < self.small_outside() {
+        match thread::with_heap(|heap| heap.bump(size, align)) {
+            Bumped::Made(p) => p,
             // SAFETY: the layout is the caller's; its size is not 0; below both thresholds it is not mapped.
-            return unsafe { self.alloc_backing(layout) };
+            Bumped::Outside if size.wrapping_sub(1) < self.small_outside() => unsafe { self.alloc_backing(layout) },
+            // SAFETY: the caller's promise.
+            _ => unsafe { self.alloc_slow(layout) },
         }
-        // SAFETY: the caller's promise.
-        unsafe { self.alloc_slow(layout) }
     }
 
     #[inline(always)]
     unsafe fn dealloc(&self, p: *mut u8, layout: Layout) {
-        if thread::with_heap(|heap| heap.free_short(p.addr(), layout.size())) {
-            return;
+        let size = layout.size();
+        match thread::with_heap(|heap| heap.free_short(p.addr(), size)) {
+            FreedShort::Yes => {}
+            FreedShort::Elsewhere if size.wrapping_sub(1) < self.small_outside() && !segment::contains(p.addr()) => {
+                // SAFETY: the backing made the block (H7), and below both thresholds its layout is not mapped.
+                unsafe { self.backing.dealloc(p, layout) }
+            }
+            // SAFETY: the caller's promise.
+            _ => unsafe { self.dealloc_slow(p, layout) },
         }
-        if layout.size().wrapping_sub(1) < self.small_outside() && !segment::contains(p.addr()) {
-            // SAFETY: the backing made the block (H7), and below both thresholds its layout is not mapped.
-            return unsafe { self.backing.dealloc(p, layout) };
-        }
-        // SAFETY: the caller's promise.
-        unsafe { self.dealloc_slow(p, layout) }
     }
 
     #[inline]
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         let (size, align) = (layout.size(), layout.align());
-        let (p, outside) = thread::with_heap(|heap| (heap.bump(size, align), heap.is_outside()));
-        if !p.is_null() {
-            // SAFETY: a new block of this size.
-            unsafe { p.write_bytes(0, size) };
-            return p;
-        }
-        if outside && size.wrapping_sub(1) < self.small_outside() {
+        match thread::with_heap(|heap| heap.bump(size, align)) {
+            Bumped::Made(p) => {
+                // SAFETY: a new block of this size.
+                unsafe { p.write_bytes(0, size) };
+                p
+            }
             // SAFETY: as in `alloc`.
-            return unsafe { self.backing.alloc_zeroed(layout) };
+            Bumped::Outside if size.wrapping_sub(1) < self.small_outside() => unsafe {
+                self.backing.alloc_zeroed(layout)
+            },
+            // SAFETY: the caller's promise.
+            _ => unsafe { self.alloc_zeroed_slow(layout) },
         }
-        // SAFETY: the caller's promise.
-        unsafe { self.alloc_zeroed_slow(layout) }
     }
 
     #[inline]

@@ -27,9 +27,10 @@
 //! however many escapees there are.
 
 use crate::align::{align_down, align_up, CACHE_LINE};
+use crate::hint::unlikely;
 use crate::layout::{
-    granules, last_byte, line_mask, scope_align, units, SegmentLayout, CHUNK_GRANULES, GRANULE, HOLE_MAX, LINE_FROM,
-    SHORT_MAX, SMALL_ALIGN_MAX, SMALL_MAX, UNIT, WORD_GRANULES,
+    granules, scope_align, units, SegmentLayout, CHUNK_GRANULES, GRANULE, HOLE_MAX, LINE_FROM, SHORT_MAX,
+    SMALL_ALIGN_MAX, SMALL_MAX, UNIT, WORD_GRANULES,
 };
 use crate::live_map::{by_address, clear_short, LiveMap};
 use crate::marks::Marks;
@@ -39,7 +40,7 @@ use crate::sync::{AtomicU64, AtomicUsize, Ordering};
 use crate::sys;
 use core::ptr;
 
-/// Scopes with a mark of their own; deeper ones run in the mark of the last. 64 frames are 3 KiB of a thread's
+/// Scopes with a mark of their own; deeper ones run in the mark of the last. 64 frames are 4 KiB of a thread's
 /// static memory, and no program we recorded nests more than four.
 pub const FRAMES: usize = 64;
 /// Fresh memory becomes a hole in steps of this, granules: as long as a hole may be.
@@ -77,12 +78,11 @@ pub enum Kind {
 
 /// What an extent saved on entry. A hint.
 #[derive(Clone, Copy)]
+#[repr(C, align(64))]
 struct Frame {
     serial: u64,
-    /// The position in each lane, or 1 where there was no segment.
-    pos: [usize; LANES],
-    /// Walked less paid for, as of entry, by lane.
-    debt: [i64; LANES],
+    /// Position and `debt` of each lane; the position is 1 where there was no segment.
+    at: [(usize, i64); LANES],
     kind: Kind,
     /// Whether the thread was in a scope, not suspended, when it came in.
     was_active: bool,
@@ -93,8 +93,7 @@ struct Frame {
 impl Frame {
     const NONE: Frame = Frame {
         serial: 0,
-        pos: [1; LANES],
-        debt: [0; LANES],
+        at: [(1, 0); LANES],
         kind: Kind::Scope,
         was_active: false,
         suspended: 0,
@@ -113,38 +112,54 @@ const LONG: usize = LANES;
 struct Lane {
     /// Address of the next block; 1 without a segment or while counting, 0 after the thread's end.
     pos: usize,
+    /// Bytes walked in search of holes, less `WALK_SHARE` times the bytes found, plus as much for each address up to the
+    /// limit: less `WALK_SHARE` times the position it is what was walked less what was paid for.
+    debt: i64,
     /// What the inline path may fill: the limit, 0 outside scopes, or 1 to send it to the slow path.
     end: usize,
+    /// One less than the grain, bytes: with the size less one it makes the block's last byte.
+    mask: usize,
+    /// The grain in bytes: the most alignment that the inline path serves.
+    align: usize,
     /// Address of the hole's end.
     limit: usize,
     /// Where the hole began; a hint.
     start: usize,
-    /// Bytes walked in search of holes, less `WALK_SHARE` times the bytes found.
-    debt: i64,
     /// The position, while it is masked.
     parked: usize,
 }
 
 impl Lane {
-    const NONE: Lane = Lane {
-        pos: 1,
-        end: 0,
-        limit: 1,
-        start: 1,
-        debt: 0,
-        parked: 1,
-    };
+    const fn new(index: usize) -> Lane {
+        Lane {
+            pos: 1,
+            debt: 0,
+            end: 0,
+            mask: grain(index).wrapping_mul(GRANULE).wrapping_sub(1),
+            align: grain(index).wrapping_mul(GRANULE),
+            limit: 1,
+            start: 1,
+            parked: 1,
+        }
+    }
 
-    /// What the rest of the hole would pay for; added to `debt`, so that only what was allocated pays.
-    #[inline(always)]
-    fn unused(&self) -> i64 {
-        (self.limit.wrapping_sub(self.pos) as i64).wrapping_mul(WALK_SHARE)
+    /// Moves the limit; `debt` goes with it.
+    #[inline]
+    fn set_limit(&mut self, limit: usize) {
+        self.debt = self.debt.wrapping_add(price(limit)).wrapping_sub(price(self.limit));
+        self.limit = limit;
     }
 
     #[inline(always)]
     fn holds(&self, addr: usize) -> bool {
         addr >= self.pos && addr < self.limit
     }
+}
+
+/// What bytes that were allocated pay for.
+#[inline(always)]
+const fn price(bytes: usize) -> i64 {
+    (bytes as i64).wrapping_mul(WALK_SHARE)
 }
 
 /// Granules that a lane's holes are multiples of.
@@ -198,7 +213,7 @@ pub struct Heap {
     pub len: usize,
     /// The live map, by address.
     pub live: *const AtomicU64,
-    /// Not 0: entering and leaving take the slow path (a scope counts, or a suspension deeper than the table is open).
+    /// Not 0: entering and leaving take the slow path (a scope counts, or an extent deeper than the table is open).
     special: u32,
     active: bool,
     depth: usize,
@@ -212,6 +227,9 @@ pub struct Heap {
     map: LiveMap,
     marks: Marks,
     small: SmallState,
+    /// Where each lane's first hole began, once it had one: where a scope goes back to that was opened before there was
+    /// a segment.
+    first: [Option<usize>; LANES],
     /// The search mark for blocks over 1 KiB.
     search_long: usize,
     /// Granules handed to each lane's holes, and to long blocks, since its last look at the whole area.
@@ -222,8 +240,29 @@ pub struct Heap {
     span_base: *mut u8,
     ticks: u32,
     tick_millis: u64,
-    tick_steps: u64,
-    steps: u64,
+    tick_entered: u64,
+}
+
+/// What the inline half of allocation came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bumped {
+    /// The block.
+    Made(*mut u8),
+    /// The slow path's to serve.
+    No,
+    /// The thread is outside all scopes.
+    Outside,
+}
+
+/// What the inline half of freeing came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FreedShort {
+    /// Done.
+    Yes,
+    /// The slow path's to free.
+    No,
+    /// Not in this heap's small area, as the inline path sees it.
+    Elsewhere,
 }
 
 /// What freeing found.
@@ -239,7 +278,7 @@ impl Heap {
     /// A heap without a segment: it serves nothing but keeps frames.
     pub const fn new() -> Heap {
         Heap {
-            lanes: [Lane::NONE; LANES],
+            lanes: [Lane::new(0), Lane::new(1)],
             base: 0,
             len: 0,
             live: ptr::null(),
@@ -254,6 +293,7 @@ impl Heap {
             map: LiveMap::NONE,
             marks: Marks::NONE,
             small: SmallState { high: 0, committed: 0 },
+            first: [None; LANES],
             search_long: 0,
             since_look: [0; LANES + 1],
             spans: Spans::NONE,
@@ -262,8 +302,7 @@ impl Heap {
             span_base: ptr::null_mut(),
             ticks: 0,
             tick_millis: 0,
-            tick_steps: 0,
-            steps: 0,
+            tick_entered: 0,
         }
     }
 
@@ -301,6 +340,7 @@ impl Heap {
             self.small_base = base.add(l.small);
             self.span_base = base.add(l.spans);
         }
+        self.first = [None; LANES];
         self.search_long = 0;
         self.since_look = [0; LANES + 1];
         self.segment = Some(segment);
@@ -308,7 +348,8 @@ impl Heap {
         self.show();
         let start = self.small_base.addr();
         for lane in &mut self.lanes {
-            (lane.pos, lane.limit, lane.start) = (start, start, start);
+            lane.set_limit(start);
+            (lane.pos, lane.start) = (start, start);
         }
         self.base = start;
         self.len = l.small_bytes;
@@ -392,19 +433,13 @@ impl Heap {
         if self.counting != 0 {
             (self.base, self.len) = (0, 0);
         }
-        self.special = self.counting.wrapping_add(self.suspensions);
+        self.special = self.counting | self.suspensions | self.deeper;
     }
 
     /// Whether the thread is in a scope that is not suspended.
     #[inline]
     pub fn is_active(&self) -> bool {
         self.active
-    }
-
-    /// Whether what the inline path cannot serve is the backing's: the thread is outside all scopes.
-    #[inline(always)]
-    pub fn is_outside(&self) -> bool {
-        self.lanes[0].end == 0
     }
 
     /// Whether a scope counts.
@@ -451,10 +486,9 @@ impl Heap {
         self.serial = self.serial.wrapping_add(1);
         let frame = Frame {
             serial: self.serial,
-            pos: [self.lanes[0].pos, self.lanes[1].pos],
-            debt: [
-                self.lanes[0].debt.wrapping_add(self.lanes[0].unused()),
-                self.lanes[1].debt.wrapping_add(self.lanes[1].unused()),
+            at: [
+                (self.lanes[0].pos, self.lanes[0].debt),
+                (self.lanes[1].pos, self.lanes[1].debt),
             ],
             kind,
             was_active,
@@ -503,6 +537,7 @@ impl Heap {
             };
         }
         self.deeper = self.deeper.saturating_add(1);
+        self.special |= 1;
         Ticket {
             index: DEEPER,
             serial: 0,
@@ -515,16 +550,14 @@ impl Heap {
         if self.special == 0 && ticket.index.wrapping_add(1) == self.depth {
             if let Some(&Frame {
                 serial,
-                pos,
+                at,
                 was_active,
                 kind: Kind::Scope,
                 ..
             }) = self.frames.get(ticket.index)
             {
-                if serial == ticket.serial && pos == [self.lanes[0].pos, self.lanes[1].pos] {
+                if serial == ticket.serial && at[0].0 == self.lanes[0].pos && at[1].0 == self.lanes[1].pos {
                     self.depth = ticket.index;
-                    self.deeper = 0;
-                    self.steps = self.steps.wrapping_add(1);
                     if !was_active {
                         self.lanes[0].end = 0;
                         self.lanes[1].end = 0;
@@ -566,6 +599,7 @@ impl Heap {
     fn leave_slow(&mut self, ticket: Ticket) {
         if ticket.index == DEEPER {
             self.deeper = self.deeper.saturating_sub(1);
+            self.special = self.counting | self.suspensions | self.deeper;
             return;
         }
         if ticket.index == DEEPER_OUTSIDE {
@@ -594,7 +628,6 @@ impl Heap {
         }
         self.depth = kept;
         self.deeper = 0;
-        self.steps = self.steps.wrapping_add(1);
         if frame.kind != Kind::Outside && self.segment.is_some() {
             for lane in 0..LANES {
                 self.go_back(lane, &frame);
@@ -637,20 +670,24 @@ impl Heap {
 
     /// Takes the hole that begins where the frame began, as far as its memory is free.
     fn go_back(&mut self, index: usize, frame: &Frame) {
-        let (Some(&lane), Some(&pos), Some(&debt)) =
-            (self.lanes.get(index), frame.pos.get(index), frame.debt.get(index))
-        else {
+        let (Some(&lane), Some(&(pos, debt))) = (self.lanes.get(index), frame.at.get(index)) else {
             return;
         };
-        let walked = lane.debt.wrapping_add(lane.unused()).wrapping_sub(debt);
+        let now = lane.debt.wrapping_sub(price(lane.pos));
+        let walked = now.wrapping_sub(debt.wrapping_sub(price(pos)));
+        let pos = match self.first.get(index) {
+            _ if pos != 1 => pos,
+            Some(&Some(first)) => first,
+            _ => return, // no segment then, and no hole since
+        };
         let start = lane.start.min(lane.pos);
-        if pos >= start && pos <= lane.limit {
-            if lane.pos <= pos {
+        if pos <= lane.limit {
+            if pos >= start && lane.pos <= pos {
                 return; // all of it was freed, and perhaps a block from before
             }
             let (from, to) = (self.granule(pos), self.granule(lane.pos));
             // Longer than a hole, it is taken anew below: a step's end must not look at all that the step used.
-            if to.wrapping_sub(from) <= HOLE_MAX {
+            if from < to && to.wrapping_sub(from) <= HOLE_MAX {
                 // Escapees in one piece at the beginning: the hole begins behind them.
                 let free = align_up(self.map.first_free(from, to), grain(index));
                 if self.map.first_live(free, to) == to {
@@ -662,10 +699,8 @@ impl Heap {
         }
         let mark = if walked > 0 && lane.pos < lane.limit {
             self.granule(start)
-        } else if pos != 1 {
-            self.granule(pos)
         } else {
-            0 // there was no segment then
+            self.granule(pos)
         };
         self.give_up_hole(index);
         self.take_from(index, mark);
@@ -726,7 +761,11 @@ impl Heap {
         self.map.set(start, end);
         let (pos, limit) = (self.addr(start), self.addr(end));
         let lane = &mut self.lanes[index % LANES];
-        (lane.pos, lane.limit, lane.start) = (pos, limit, pos);
+        lane.set_limit(limit);
+        (lane.pos, lane.start) = (pos, pos);
+        if let Some(first @ None) = self.first.get_mut(index) {
+            *first = Some(pos);
+        }
         self.used(index, start, end);
     }
 
@@ -734,7 +773,8 @@ impl Heap {
     fn set_mark(&mut self, index: usize, mark: usize) {
         let at = self.addr(align_up(mark, grain(index)));
         let lane = &mut self.lanes[index % LANES];
-        (lane.pos, lane.limit, lane.start) = (at, at, at);
+        lane.set_limit(at);
+        (lane.pos, lane.start) = (at, at);
     }
 
     /// Accounts for granules that became a hole or a long block.
@@ -742,9 +782,7 @@ impl Heap {
         let count = end.wrapping_sub(start);
         self.pay(index, count);
         let lane = &mut self.lanes[index.min(LANES - 1)];
-        lane.debt = lane
-            .debt
-            .wrapping_sub((count.wrapping_mul(GRANULE) as i64).wrapping_mul(WALK_SHARE));
+        lane.debt = lane.debt.wrapping_sub(price(count.wrapping_mul(GRANULE)));
         self.marks
             .touch(start / CHUNK_GRANULES, end.wrapping_sub(1) / CHUNK_GRANULES);
     }
@@ -755,7 +793,7 @@ impl Heap {
         if lane.pos < lane.limit {
             let _whole = self.map.clear(self.granule(lane.pos), self.granule(lane.limit));
             let lane = &mut self.lanes[index % LANES];
-            lane.debt = lane.debt.wrapping_add(lane.unused());
+            lane.debt = lane.debt.wrapping_add(price(lane.limit.wrapping_sub(lane.pos)));
             (lane.pos, lane.start) = (lane.limit, lane.limit);
         }
     }
@@ -777,49 +815,59 @@ impl Heap {
         self.small_ptr(at)
     }
 
-    /// The inline half of allocation in a scope: short blocks of common alignment that fit the hole; null for all else.
+    /// The inline half of allocation: short blocks of common alignment that fit the hole, in a scope.
     #[inline(always)]
-    pub fn bump(&mut self, size: usize, align: usize) -> *mut u8 {
+    pub fn bump(&mut self, size: usize, align: usize) -> Bumped {
+        if self.lanes[0].end == 0 {
+            return Bumped::Outside;
+        }
         let less_one = size.wrapping_sub(1);
         if less_one >= SHORT_MAX {
-            return ptr::null_mut();
+            return Bumped::No;
         }
-        let mask = line_mask(less_one);
         let lane = &mut self.lanes[lane_of(less_one)];
         let at = lane.pos;
-        let end = at.wrapping_add(less_one | mask).wrapping_add(1);
-        if end > lane.end || align > mask.wrapping_add(1) {
-            return ptr::null_mut();
+        let end = at.wrapping_add(less_one | lane.mask).wrapping_add(1);
+        if end > lane.end {
+            return Bumped::No;
+        }
+        if align > lane.align {
+            return Bumped::No;
         }
         lane.pos = end;
+        let p = self.small_ptr(at);
         // SAFETY: a hole that fits a block is inside the small area, and that is not at address 0.
-        unsafe { core::hint::assert_unchecked(at != 0) };
-        self.small_ptr(at)
+        unsafe { core::hint::assert_unchecked(!p.is_null()) };
+        Bumped::Made(p)
     }
 
-    /// The inline half of freeing: short blocks of this heap; `false` for all else.
+    /// The inline half of freeing: short blocks of this heap.
     #[inline(always)]
-    pub fn free_short(&mut self, addr: usize, size: usize) -> bool {
+    pub fn free_short(&mut self, addr: usize, size: usize) -> FreedShort {
+        if unlikely(addr.wrapping_sub(self.base) >= self.len) {
+            return FreedShort::Elsewhere;
+        }
         let less_one = size.wrapping_sub(1);
-        if less_one >= SHORT_MAX {
-            return false;
+        if unlikely(less_one >= SHORT_MAX) {
+            return FreedShort::No;
         }
-        let last = addr.wrapping_add(last_byte(less_one));
         let lane = &mut self.lanes[lane_of(less_one)];
-        if last.wrapping_add(1) == lane.pos {
+        let last = addr.wrapping_add(less_one | lane.mask);
+        let pos = lane.pos;
+        if unlikely(last.wrapping_add(1) == pos) {
             lane.pos = addr; // H4: its bits now stand for the hole
-            return true;
-        }
-        let in_hole = lane.holds(addr);
-        if addr.wrapping_sub(self.base) >= self.len {
-            return false;
+            return FreedShort::Yes;
         }
         // In the hole there is no block: a second free of the last one would clear bits that stand for the hole.
-        if in_hole {
-            return false;
+        if unlikely(addr >= pos) && addr < lane.limit {
+            return FreedShort::No;
         }
         // SAFETY: the block is in this heap's small area, so its bits are committed, and the caller is the owner.
-        unsafe { clear_short(self.live, addr, last) }
+        if unsafe { clear_short(self.live, addr, last) } {
+            FreedShort::Yes
+        } else {
+            FreedShort::No
+        }
     }
 
     /// Allocates `size` bytes (0 counts as 1) in the arena; why not, where it cannot.
@@ -874,7 +922,8 @@ impl Heap {
             return false;
         }
         self.map.set(from, end);
-        self.lanes[index % LANES].limit = self.addr(end);
+        let limit = self.addr(end);
+        self.lanes[index % LANES].set_limit(limit);
         self.used(index, from, end);
         true
     }
@@ -1238,12 +1287,12 @@ impl Heap {
         }
         let now = sys::coarse_millis();
         let since = now.wrapping_sub(self.tick_millis);
-        let steps = self.steps.wrapping_sub(self.tick_steps);
+        let steps = self.serial.wrapping_sub(self.tick_entered);
         if since < TICK_MILLIS || (steps < TICK_STEPS && since < TICK_MOST_MILLIS) {
             return;
         }
         let first = self.tick_millis == 0;
-        (self.tick_millis, self.tick_steps) = (now, self.steps);
+        (self.tick_millis, self.tick_entered) = (now, self.serial);
         if first {
             return;
         }

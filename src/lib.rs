@@ -3,6 +3,7 @@
 // Layer 0: arithmetic and plain values.
 mod align;
 mod error;
+mod hint;
 mod layout;
 mod zeroable;
 

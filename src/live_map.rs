@@ -13,6 +13,7 @@
 //!
 //! This file knows granule numbers of one segment, not addresses; which granules to ask about is `heap`'s affair.
 
+use crate::hint::unlikely;
 use crate::layout::{low_mask, GRANULE, WORD_BYTES, WORD_GRANULES};
 use crate::sync::{AtomicU64, Ordering};
 
@@ -221,21 +222,21 @@ pub unsafe fn clear_short(live: *const AtomicU64, first: usize, last: usize) -> 
         .wrapping_shl((first / GRANULE) as u32);
     // SAFETY: by the caller's promise.
     let word = unsafe { &*live.wrapping_add(first / WORD_BYTES) };
-    // Relaxed: only the owner writes the live map.
-    let bits = word.load(Ordering::Relaxed);
-    if bits & low != low {
+    // Relaxed: only the owner writes the live map. Where all were set, flipping clears them.
+    let bits = word.load(Ordering::Relaxed) ^ low;
+    if bits & low != 0 {
         return false;
     }
-    word.store(bits & !low, Ordering::Relaxed);
-    if (first ^ last) >= WORD_BYTES {
+    word.store(bits, Ordering::Relaxed);
+    if unlikely(first ^ last >= WORD_BYTES) {
         let high = 2u64.wrapping_shl((last / GRANULE) as u32).wrapping_sub(1);
         // SAFETY: the block reaches into this word, so it is committed too.
         let word = unsafe { &*live.wrapping_add(last / WORD_BYTES) };
-        let bits = word.load(Ordering::Relaxed);
-        if bits & high != high {
+        let bits = word.load(Ordering::Relaxed) ^ high;
+        if bits & high != 0 {
             return false;
         }
-        word.store(bits & !high, Ordering::Relaxed);
+        word.store(bits, Ordering::Relaxed);
     }
     true
 }

@@ -6,9 +6,9 @@
 //!
 //! The reservation is made once and never given back. Two threads may make one each at the same time; one compare and
 //! exchange decides, and the loser unmaps its own. Synchronization: `PACKED` publishes base, segment size and count in
-//! one word (Release, read with Acquire). `BASE` and `BYTES`, which the membership test reads, are derived from it and
-//! stored by every thread before it claims, always with the same values; a thread that holds a pointer into an arena
-//! got it from a thread that had stored them.
+//! one word (Release, read with Acquire). `EXTENT`, which the membership test reads, is derived from it and stored by
+//! every thread before it claims, always with the same values; a thread that holds a pointer into an arena got it from
+//! a thread that had stored them.
 
 use crate::layout::{divide, SegmentLayout, HEADER_BYTES, SEGMENTS_MAX, SEGMENT_MIN};
 use crate::spans::SpanState;
@@ -19,8 +19,18 @@ use core::ptr;
 use core::sync::atomic::AtomicPtr;
 
 static PACKED: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
-static BASE: AtomicUsize = AtomicUsize::new(0);
-static BYTES: AtomicUsize = AtomicUsize::new(0);
+
+/// What the membership test reads, in one cache line.
+#[repr(align(64))]
+struct Extent {
+    base: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
+static EXTENT: Extent = Extent {
+    base: AtomicUsize::new(0),
+    bytes: AtomicUsize::new(0),
+};
 /// The most bytes of address space to reserve; 0 says no limit.
 static LIMIT: AtomicUsize = AtomicUsize::new(0);
 /// Set once a reservation was refused altogether: nobody asks again.
@@ -121,8 +131,8 @@ pub fn limit_reservation(bytes: usize) {
 #[inline(always)]
 pub fn contains(addr: usize) -> bool {
     // Acquire: the size is stored after the base.
-    let bytes = BYTES.load(Ordering::Acquire);
-    addr.wrapping_sub(BASE.load(Ordering::Relaxed)) < bytes
+    let bytes = EXTENT.bytes.load(Ordering::Acquire);
+    addr.wrapping_sub(EXTENT.base.load(Ordering::Relaxed)) < bytes
 }
 
 fn pack(base: *mut u8, size: usize, count: usize) -> *mut u8 {
@@ -153,9 +163,9 @@ fn reservation() -> Option<(*mut u8, usize, usize)> {
     }
     let (base, size, count) = unpack(packed);
     // Relaxed, then Release: partner of the Acquire in `contains`. Every thread stores the same values.
-    if BYTES.load(Ordering::Relaxed) == 0 {
-        BASE.store(base.addr(), Ordering::Relaxed);
-        BYTES.store(size.wrapping_mul(count), Ordering::Release);
+    if EXTENT.bytes.load(Ordering::Relaxed) == 0 {
+        EXTENT.base.store(base.addr(), Ordering::Relaxed);
+        EXTENT.bytes.store(size.wrapping_mul(count), Ordering::Release);
     }
     Some((base, size, count))
 }
@@ -288,7 +298,7 @@ pub fn of(addr: usize) -> Option<Segment> {
 
 /// Bytes reserved; 0 before the first use and where the system grants none.
 pub fn reserved_bytes() -> usize {
-    BYTES.load(Ordering::Acquire)
+    EXTENT.bytes.load(Ordering::Acquire)
 }
 
 /// Calls `f` for every segment that was ever claimed.

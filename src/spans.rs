@@ -309,6 +309,8 @@ impl Spans {
         if end < top {
             self.put_free(end, top.wrapping_sub(end));
         }
+        // It is 0 already. The next step splits free memory here and must not be the first to touch the table's page.
+        self.region(unit / REGION_UNITS).free_len[unit % REGION_UNITS] = 0;
         self.mark_used(unit, count);
         Ok(Made {
             unit,

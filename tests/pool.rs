@@ -118,6 +118,50 @@ fn writing_to_a_freed_object_does_not_break_the_pool() {
     assert_eq!(again, objects.into_iter().collect());
 }
 
+/// A pool that kept the pointer of a free would hand it out again, though it may lead to less than the object.
+#[test]
+fn what_a_free_was_given_does_not_limit_the_next_object() {
+    let mut pool = RawPool::fixed(24, 1).unwrap();
+    for _ in 0..2 {
+        let object = pool.alloc().unwrap();
+        // SAFETY: the object is live and has 24 bytes. (Under Miri: if the pointer may be used for all of them.)
+        unsafe { object.write_bytes(1, 24) };
+        pool.free(NonNull::without_provenance(object.addr())).unwrap();
+    }
+}
+
+/// Every block of a pool that has grown knows its objects, whatever the order, and nothing beside them.
+#[test]
+fn a_grown_pool_checks_the_objects_of_all_its_blocks() {
+    let count = if cfg!(miri) { 300 } else { 30_000 };
+    for (size, first) in [(1usize, 1usize), (16, 1), (24, 7), (4000, 3), (70_000, 1)] {
+        let count = count.min(400_000_000 / size);
+        let mut pool = RawPool::growing(size, first).unwrap();
+        let mut live: Vec<_> = (0..count).map(|_| pool.alloc().unwrap()).collect();
+        let places: HashSet<_> = live.iter().map(|object| object.addr().get()).collect();
+        assert_eq!(places.len(), count);
+        for step in 0..count {
+            let object = live.swap_remove(step * 7919 % live.len());
+            // Its neighbours, which may be of another block, or nobody's.
+            for offset in [pool.stride(), 0usize.wrapping_sub(pool.stride()), 1, 4096] {
+                let Some(addr) = std::num::NonZero::new(object.addr().get().wrapping_add(offset)) else {
+                    continue;
+                };
+                let there = object.with_addr(addr);
+                if !places.contains(&addr.get()) {
+                    assert!(pool.free(there).is_err() && !pool.is_live(there));
+                }
+            }
+            assert!(pool.is_live(object));
+            assert_eq!(pool.free(object), Ok(()));
+            assert_eq!(pool.free(object), Err(PoolFreeError::NotLive));
+        }
+        assert!(pool.is_empty());
+        let again: HashSet<_> = (0..count).map(|_| pool.alloc().unwrap().addr().get()).collect();
+        assert_eq!(again, places);
+    }
+}
+
 #[test]
 fn never_handed_out_slots_are_not_live() {
     let mut pool = RawPool::fixed(64, 4).unwrap();
