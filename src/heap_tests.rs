@@ -165,6 +165,10 @@ impl<'a> Oracle<'a> {
         let addr = self.order[at];
         let (old, pattern) = self.verify(addr);
         if self.heap.resize(addr, old, new) {
+            assert!(
+                new <= old || new < 64 || addr % 64 == 0,
+                "{old} grew to {new} bytes, not at a line"
+            );
             self.live.remove(&addr);
             self.check_room(addr, new);
             // SAFETY: the block has `new` bytes now.
@@ -202,7 +206,10 @@ impl<'a> Oracle<'a> {
                 let align = [1, 8, 16, 16, 32, 64, 256, 4096, 16384][(b / 32) % 9];
                 self.alloc(size, align);
             }
-            8 | 9 => self.resize(a, if b % 8 == 0 { b * 3 + 1 } else { b % 300 + 1 }),
+            8 | 9 => {
+                let sizes = [b * 3 + 1, 64, b % 70 + 1, b % 300 + 1];
+                self.resize(a, sizes[(b / 4 % 8).min(3)]);
+            }
             10 => self.free(a, true),
             15 if a % 64 == 0 => {
                 self.heap.trim();
@@ -292,7 +299,12 @@ fn steps_stay_short_and_dense_as_escapees_add_up() {
         let private = Private::new();
         let mut heap = private.heap();
         const STEPS: usize = 20_000;
-        for _ in 0..STEPS {
+        let walked = |heap: &Heap| heap.lanes.map(|lane| lane.debt.wrapping_sub(price(lane.pos)));
+        let mut first = [0; LANES];
+        for step in 0..STEPS {
+            if step == 1 {
+                first = walked(&heap);
+            }
             let scope = heap.enter();
             let mut temporaries = vec![];
             for i in 0..=10 {
@@ -307,6 +319,16 @@ fn steps_stay_short_and_dense_as_escapees_add_up() {
             }
             heap.leave(scope);
         }
+        // What was walked in search of holes since the first step, less eight times what was found and used.
+        let more = walked(&heap)
+            .into_iter()
+            .zip(first)
+            .map(|(now, then)| now.wrapping_sub(then));
+        let more = more.max().unwrap();
+        assert!(
+            more < 1 << 20,
+            "escapee at {escapee_at}: {more} bytes walked more than paid for"
+        );
         let high = heap.small.high * GRANULE;
         assert!(
             high / STEPS < 64,
