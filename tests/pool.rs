@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use std::cell::Cell;
 use std::collections::HashSet;
 use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use stepalloc::{AllocError, Pool, PoolBox, PoolFreeError, RawPool, SharedPool, SharedPoolBox};
 
