@@ -37,6 +37,7 @@ mod tensor_arena;
 // Prose.
 pub mod design;
 pub mod migration;
+pub mod safety;
 
 pub use aligned::{aligned_alloc, aligned_alloc_zeroed, aligned_free, AlignedBuf};
 pub use arena::{Arena, ArenaBox, ArenaBuilder, ArenaStats, Checkpoint, CheckpointError, Retain, Scope};
