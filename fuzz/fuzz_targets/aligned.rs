@@ -50,7 +50,7 @@ libfuzzer_sys::fuzz_target!(|input: &[u8]| {
     for (op, a, b) in programs::operations(input) {
         let b = b as u8;
         let size = match op % 8 {
-            0 => a as usize * 5,
+            0 if b < 16 => a as usize * 5,
             1 if b == 0 => usize::MAX - a as usize,
             _ => a as usize % 5_000,
         };
