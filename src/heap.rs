@@ -228,6 +228,9 @@ pub struct Heap {
     map: LiveMap,
     marks: Marks,
     small: SmallState,
+    /// Where each lane's first hole began, once it had one: where a scope goes back to that was opened before there was
+    /// a segment.
+    first: [Option<usize>; LANES],
     /// The search mark for blocks over 1 KiB.
     search_long: usize,
     /// Granules handed to each lane's holes, and to long blocks, since its last look at the whole area.
@@ -291,6 +294,7 @@ impl Heap {
             map: LiveMap::NONE,
             marks: Marks::NONE,
             small: SmallState { high: 0, committed: 0 },
+            first: [None; LANES],
             search_long: 0,
             since_look: [0; LANES + 1],
             spans: Spans::NONE,
@@ -337,6 +341,7 @@ impl Heap {
             self.small_base = base.add(l.small);
             self.span_base = base.add(l.spans);
         }
+        self.first = [None; LANES];
         self.search_long = 0;
         self.since_look = [0; LANES + 1];
         self.segment = Some(segment);
@@ -634,7 +639,8 @@ impl Heap {
             for lane in 0..LANES {
                 self.go_back(lane, &frame);
             }
-            self.search_long = self.granule(self.lanes[1].limit);
+            // Not forward: a look may have found room far below the scope's beginning.
+            self.search_long = self.search_long.min(self.granule(self.lanes[1].limit));
         }
         self.active = self.top_is_active();
         self.hide();
@@ -676,8 +682,13 @@ impl Heap {
         };
         let now = lane.debt.wrapping_sub(price(lane.pos));
         let walked = now.wrapping_sub(debt.wrapping_sub(price(pos)));
+        let pos = match self.first.get(index) {
+            _ if pos != 1 => pos,
+            Some(&Some(first)) => first,
+            _ => return, // no segment then, and no hole since
+        };
         let start = lane.start.min(lane.pos);
-        if pos != 1 && pos <= lane.limit {
+        if pos <= lane.limit {
             if pos >= start && lane.pos <= pos {
                 return; // all of it was freed, and perhaps a block from before
             }
@@ -695,10 +706,8 @@ impl Heap {
         }
         let mark = if walked > 0 && lane.pos < lane.limit {
             self.granule(start)
-        } else if pos != 1 {
-            self.granule(pos)
         } else {
-            0 // there was no segment then
+            self.granule(pos)
         };
         self.give_up_hole(index);
         self.take_from(index, mark);
@@ -761,6 +770,9 @@ impl Heap {
         let lane = &mut self.lanes[index % LANES];
         lane.set_limit(limit);
         (lane.pos, lane.start) = (pos, pos);
+        if let Some(first @ None) = self.first.get_mut(index) {
+            *first = Some(pos);
+        }
         self.used(index, start, end);
     }
 
@@ -839,8 +851,7 @@ impl Heap {
     /// The inline half of freeing: short blocks of this heap.
     #[inline(always)]
     pub fn free_short(&mut self, addr: usize, size: usize) -> FreedShort {
-        // Most of the backing's blocks are below: one comparison sends them there. Those above fail the next.
-        if unlikely(addr < self.base) {
+        if unlikely(addr.wrapping_sub(self.base) >= self.len) {
             return FreedShort::Elsewhere;
         }
         let less_one = size.wrapping_sub(1);
@@ -854,14 +865,9 @@ impl Heap {
             lane.pos = addr; // H4: its bits now stand for the hole
             return FreedShort::Yes;
         }
-        if unlikely(addr >= pos) {
-            // In the hole there is no block: a second free of the last one would clear bits that stand for the hole.
-            if addr < lane.limit {
-                return FreedShort::No;
-            }
-            if addr.wrapping_sub(self.base) >= self.len {
-                return FreedShort::Elsewhere;
-            }
+        // In the hole there is no block: a second free of the last one would clear bits that stand for the hole.
+        if unlikely(addr >= pos) && addr < lane.limit {
+            return FreedShort::No;
         }
         // SAFETY: the block is in this heap's small area, so its bits are committed, and the caller is the owner.
         if unsafe { clear_short(self.live, addr, last) } {
@@ -1032,6 +1038,10 @@ impl Heap {
         if let Some(since) = self.since_look.get_mut(index) {
             *since = 0;
         }
+        // The look is a walk over all of it. Not charged, a small step that begins at the area's end would go back there
+        // after each look, and the next would grow the area.
+        let lane = &mut self.lanes[index.min(LANES - 1)];
+        lane.debt = lane.debt.wrapping_add(high.wrapping_mul(GRANULE) as i64);
         let live = self.map.count(high.div_ceil(WORD_GRANULES));
         live.wrapping_mul(DENSE.1) < high.wrapping_mul(DENSE.0)
     }
@@ -1109,6 +1119,7 @@ impl Heap {
                 // The hole is the last of the area: lengthen it.
                 if let Ok(end) = self.grow(high, high.wrapping_add(more.max(FRESH)), high.wrapping_add(more)) {
                     self.lengthen(1, end);
+                    self.pay(LONG, end.wrapping_sub(high)); // it is for a long block that the area grew
                     self.publish();
                     return Ok(self.bump_any(1, count, align));
                 }

@@ -49,7 +49,7 @@ pub const CHUNK_GRANULES: usize = CHUNK / GRANULE;
 pub const HOLE_MAX: usize = 64 * WORD_GRANULES;
 
 /// Parts of a segment start at multiples of this, the largest page size of the systems served.
-const PART: usize = 64 * 1024;
+pub const PART: usize = 64 * 1024;
 /// Room for the header at the start of a segment, bytes.
 pub const HEADER_BYTES: usize = 4096;
 /// The areas start at multiples of this, so that huge pages can fill them.
@@ -177,6 +177,21 @@ impl SegmentLayout {
         }
     }
 
+    /// The same, for paths that run often: the size is nearly always the largest, whose layout is known beforehand.
+    #[inline]
+    pub fn lookup(bytes: usize) -> SegmentLayout {
+        #[cold]
+        #[inline(never)]
+        fn other(bytes: usize) -> SegmentLayout {
+            SegmentLayout::for_size(bytes)
+        }
+        if bytes == SEGMENT_MAX {
+            const { SegmentLayout::for_size(SEGMENT_MAX) }
+        } else {
+            other(bytes)
+        }
+    }
+
     /// Granules of the small area.
     pub const fn small_granules(&self) -> usize {
         self.small_bytes / GRANULE
@@ -217,11 +232,25 @@ mod tests {
     }
 
     #[test]
+    fn looking_a_layout_up_agrees_with_computing_it() {
+        let mut bytes = SEGMENT_MIN;
+        while bytes <= SEGMENT_MAX {
+            let (computed, found) = (SegmentLayout::for_size(bytes), SegmentLayout::lookup(bytes));
+            assert_eq!(format!("{found:?}"), format!("{computed:?}"));
+            bytes *= 2;
+        }
+    }
+
+    #[test]
     fn sizes_become_granules_and_units() {
         for size in 0..5_000 {
             let line = if size >= 64 { 64 } else { 16 };
             assert_eq!(granules(size), size.max(1).next_multiple_of(line) / GRANULE);
             assert_eq!(units(size), size.max(1).div_ceil(UNIT));
+            assert_eq!(line_mask(size.max(1) - 1), line - 1);
+            for shift in 0..14 {
+                assert_eq!(scope_align(size, 1 << shift), line.max(1 << shift));
+            }
         }
     }
 

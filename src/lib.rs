@@ -39,6 +39,7 @@ mod tensor_arena;
 // Prose.
 pub mod design;
 pub mod migration;
+pub mod safety;
 
 /// Interleavings of all that two threads share, on the code above; `.ci/loom` runs them.
 #[cfg(all(test, loom))]

@@ -249,6 +249,10 @@ pub unsafe fn clear_short(live: *const AtomicU64, first: usize, last: usize) -> 
 }
 
 #[cfg(test)]
+#[path = "live_map_tests.rs"]
+mod model;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -1,8 +1,8 @@
 //! Pools: objects of one size, taken and given back in O(1).
 //!
 //! ```text
-//!   RawPool     slot 0 | slot 1 | ... | slot n-1      bytes, checked frees
-//!               live bitmap, stack of free slots      apart from the slots
+//!   RawPool     slot 0 | slot 1 | ... | slot n-1                    bytes, checked frees
+//!               stack of free slots, place of each slot on it       apart from the slots
 //!
 //!   Pool<T>     [ value | next free | value | never used ... ]  [ twice as many ... ]
 //! ```
@@ -14,13 +14,16 @@
 //! made or dropped.
 //!
 //! Invariants of `Pool`:
-//! - **P1** A slot is either live (a handle or a leaked value has it), or on the free list once, or above `fresh`.
+//! - **P1** A slot is either live (a handle or a leaked value has it), or `last`, or on the free list once, or above
+//!   `fresh`.
 //! - **P2** Blocks do not move and are not given back before the pool's end, so handles stay valid.
 //!
 //! Invariants of `RawPool`:
-//! - **R1** A slot's bit is set exactly while it is handed out.
-//! - **R2** `free` holds each slot below `fresh` whose bit is clear, once; its capacity is the number of slots, so that
+//! - **R1** The first `free` entries of `stack` are the objects that were handed out and given back, each once. So
 //!   giving back needs no memory.
+//! - **R2** The place of a slot is where its object was last put on the stack. So an object is free exactly if its place
+//!   is below `free` and the stack has it there: a place left from an earlier time is above, or another object's now.
+//!   Taking an object therefore writes nothing but `free`, where a bit for each slot would have to be set.
 
 use crate::align::{checked_align_up, max};
 use crate::aligned::{aligned_alloc, aligned_free};
@@ -44,6 +47,9 @@ const MOST_INVERTED_STRIDE: usize = 1 << 20;
 
 /// Up to here an offset is divided with a product, bytes.
 const MOST_INVERTED_OFFSET: u64 = 1 << 43;
+
+/// The smallest region of a raw pool's table of blocks, bytes: one byte or two of table for each.
+const LEAST_REGION: usize = 4096;
 
 /// The alignment of a raw pool's objects unless told otherwise, bytes: what `malloc` gives.
 const RAW_ALIGN: usize = 16;
@@ -114,6 +120,9 @@ impl<T> Drop for SlotBlock<T> {
 /// });
 /// ```
 pub struct Pool<T> {
+    /// The slot given back last, if it was not taken again. It is kept apart from the free list, so that a value taken
+    /// and given back at once does not wait for the list to go through memory.
+    last: Cell<*mut Slot<T>>,
     /// The free list.
     free: Cell<*mut Slot<T>>,
     /// The slots of the newest block that were never used: `fresh..end`.
@@ -160,6 +169,7 @@ impl<T> Pool<T> {
 
     const fn with_most(most: usize) -> Pool<T> {
         Pool {
+            last: Cell::new(ptr::null_mut()),
             free: Cell::new(ptr::null_mut()),
             fresh: Cell::new(ptr::null_mut()),
             end: Cell::new(ptr::null_mut()),
@@ -229,6 +239,11 @@ impl<T> Pool<T> {
     /// Takes a slot.
     #[inline(always)]
     fn take(&self) -> Result<NonNull<Slot<T>>, AllocError> {
+        if let Some(slot) = NonNull::new(self.last.get()) {
+            self.last.set(ptr::null_mut());
+            self.live.set(self.live.get() + 1);
+            return Ok(slot);
+        }
         if let Some(slot) = NonNull::new(self.free.get()) {
             // SAFETY: a slot on the free list holds the next one (P1).
             self.free.set(unsafe { slot.as_ref().next });
@@ -272,9 +287,12 @@ impl<T> Pool<T> {
     /// The slot was taken from this pool, holds no value any more, and nobody uses it afterwards.
     #[inline(always)]
     unsafe fn give(&self, slot: NonNull<Slot<T>>) {
-        // SAFETY: by the caller's promise the slot is ours to write.
-        unsafe { (*slot.as_ptr()).next = self.free.get() };
-        self.free.set(slot.as_ptr());
+        let last = self.last.replace(slot.as_ptr());
+        if !last.is_null() {
+            // SAFETY: a free slot of this pool, in no list (P1), is ours to write.
+            unsafe { (*last).next = self.free.get() };
+            self.free.set(last);
+        }
         self.live.set(self.live.get() - 1);
     }
 
@@ -286,6 +304,7 @@ impl<T> Pool<T> {
         let blocks = mem::take(self.blocks.get_mut());
         // The free list becomes a set, since a slot does not tell whether it is free. Nothing else is in flight here.
         let mut free = std::collections::HashSet::new();
+        free.insert(self.last.get().addr());
         let mut next = self.free.get();
         while !next.is_null() {
             free.insert(next.addr());
@@ -655,6 +674,7 @@ impl std::error::Error for PoolFreeError {}
 
 /// Bytes of a raw pool, all of its own.
 struct RawBlock {
+    /// Dangling if there are no bytes.
     start: NonNull<u8>,
     bytes: usize,
     align: usize,
@@ -662,17 +682,104 @@ struct RawBlock {
     first: usize,
 }
 
+impl RawBlock {
+    const NONE: RawBlock = RawBlock {
+        start: NonNull::dangling(),
+        bytes: 0,
+        align: 1,
+        first: 0,
+    };
+
+    /// Where an address lies in the block; at least `bytes` if outside.
+    #[inline(always)]
+    fn offset_of(&self, object: NonNull<u8>) -> usize {
+        object.addr().get().wrapping_sub(self.start.addr().get())
+    }
+}
+
 impl Drop for RawBlock {
     fn drop(&mut self) {
-        // SAFETY: taken in `RawPool::add_block` with these numbers; its owner goes away.
-        unsafe { aligned_free(self.start, self.bytes, self.align) }
+        if self.bytes != 0 {
+            // SAFETY: taken in `RawPool::add_block` with these numbers; its owner goes away.
+            unsafe { aligned_free(self.start, self.bytes, self.align) }
+        }
+    }
+}
+
+/// Which of the older blocks an address may be in: a hash table with an entry for each region of `1 << shift` bytes that
+/// an older block lies in, at the next place that was empty.
+///
+/// All blocks but the few that are smaller than a region share each region with at most two others, so that a search
+/// sees a number of entries that does not grow with the pool.
+struct Regions {
+    shift: u32,
+    /// The number of a block plus one, or 0; a power of two of them, at most half of them used.
+    table: Vec<u8>,
+}
+
+impl Regions {
+    /// For a pool whose first block has `bytes` bytes: regions large enough that the table is small beside the pool.
+    fn new(bytes: usize) -> Regions {
+        let shift = ((bytes / 8) | LEAST_REGION).ilog2();
+        Regions {
+            shift,
+            table: Vec::new(),
+        }
+    }
+
+    /// A table of these blocks.
+    fn with_blocks<'b>(&self, blocks: impl Iterator<Item = &'b RawBlock> + Clone) -> Result<Regions, AllocError> {
+        let shift = self.shift;
+        let regions = move |block: &RawBlock| {
+            let start = block.start.addr().get();
+            start >> shift..=(start + block.bytes - 1) >> shift
+        };
+        let used: usize = blocks.clone().map(|block| regions(block).count()).sum();
+        let places = (2 * max(used, 1)).next_power_of_two();
+        let mut table = Vec::new();
+        table.try_reserve_exact(places).map_err(|_| AllocError::OutOfMemory)?;
+        table.resize(places, 0);
+        let mut made = Regions { shift, table };
+        for (index, block) in blocks.enumerate() {
+            for region in regions(block) {
+                let mut place = made.place_of(region);
+                while made.table[place] != 0 {
+                    place = (place + 1) & (places - 1);
+                }
+                // A pool doubles, so it has at most as many blocks as a number of slots has bits, and one.
+                made.table[place] = index as u8 + 1;
+            }
+        }
+        Ok(made)
+    }
+
+    /// Where the search for a region begins: neighbours are spread by a product with the golden ratio.
+    fn place_of(&self, region: usize) -> usize {
+        const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
+        ((region as u64).wrapping_mul(GOLDEN) >> 32) as usize & (self.table.len() - 1)
+    }
+
+    /// The block in which an object lies.
+    fn find<'b>(&self, blocks: &'b [RawBlock], object: NonNull<u8>) -> Option<&'b RawBlock> {
+        if self.table.is_empty() {
+            return None;
+        }
+        let mut place = self.place_of(object.addr().get() >> self.shift);
+        loop {
+            // At least half of the places are empty.
+            let block = &blocks[usize::from(self.table[place].checked_sub(1)?)];
+            if block.offset_of(object) < block.bytes {
+                return Some(block);
+            }
+            place = (place + 1) & (self.table.len() - 1);
+        }
     }
 }
 
 /// A pool of uninitialised objects of one size, every free of which is checked: `ac_pool`.
 ///
-/// Taking is O(1); giving back is O(1) in a fixed pool, and in a growing one looks through its blocks, of which there
-/// are as many as its size has doublings.
+/// Taking and giving back are O(1); a pool that grows looks an object's block up in a table if it is not the newest one.
+/// The checks cost 16 bytes a slot, apart from the objects.
 ///
 /// # Examples
 /// ```
@@ -685,18 +792,23 @@ impl Drop for RawBlock {
 /// assert_eq!(pool.free(object), Ok(()));
 /// assert_eq!(pool.free(object), Err(PoolFreeError::NotLive));
 /// ```
+#[repr(C)] // What both ways use comes first.
 pub struct RawPool {
+    /// The newest block, which has at least half of all slots; of no bytes in a pool without one.
+    newest: RawBlock,
     stride: usize,
-    align: usize,
     /// 2^64 / stride, rounded up, where multiplying by it divides exactly; else 0, and offsets are divided.
     inverse: u64,
-    /// Slots handed out and given back (R2), with their numbers: finding a number from an address takes two products.
-    free: Vec<(NonNull<u8>, usize)>,
-    /// A bit for each slot (R1).
-    bits: Vec<u64>,
-    blocks: Vec<RawBlock>,
-    /// Slots from here on, all of the newest block, were never handed out.
-    fresh: usize,
+    /// How many objects were given back (R1).
+    free: usize,
+    /// R1 for the first `free` of them; of no meaning from there on. One for each slot that was ever handed out.
+    stack: Vec<NonNull<u8>>,
+    /// R2, for each slot that was ever handed out.
+    places: Vec<usize>,
+    /// The other blocks, oldest first.
+    older: Vec<RawBlock>,
+    regions: Regions,
+    align: usize,
     slots: usize,
     /// How many slots the first block of a growing pool has.
     first: usize,
@@ -764,13 +876,15 @@ impl RawPool {
         }
         let small = stride > 1 && stride <= MOST_INVERTED_STRIDE;
         Ok(RawPool {
+            newest: RawBlock::NONE,
             stride,
-            align,
             inverse: if small { u64::MAX / stride as u64 + 1 } else { 0 },
-            free: Vec::new(),
-            bits: Vec::new(),
-            blocks: Vec::new(),
-            fresh: 0,
+            free: 0,
+            stack: Vec::new(),
+            places: Vec::new(),
+            older: Vec::new(),
+            regions: Regions::new(stride.saturating_mul(first)),
+            align,
             slots: 0,
             first,
             most,
@@ -783,28 +897,31 @@ impl RawPool {
     /// `LimitReached` if a fixed pool is full, `OutOfMemory` if the allocator refuses.
     #[inline]
     pub fn alloc(&mut self) -> Result<NonNull<u8>, AllocError> {
-        let (object, slot) = match self.free.pop() {
-            Some(freed) => freed,
-            None => self.take_fresh()?,
+        let Some(left) = self.free.checked_sub(1) else {
+            return self.take_fresh();
         };
-        self.bits[slot / 64] |= 1 << (slot % 64);
-        Ok(object)
+        self.free = left;
+        debug_assert!(left < self.stack.len());
+        // SAFETY: R1: the stack is never shorter than the number of free objects.
+        Ok(unsafe { *self.stack.get_unchecked(left) })
     }
 
+    /// Takes a slot that was never handed out.
     #[inline(never)]
-    fn take_fresh(&mut self) -> Result<(NonNull<u8>, usize), AllocError> {
-        if self.fresh == self.slots {
+    fn take_fresh(&mut self) -> Result<NonNull<u8>, AllocError> {
+        let slot = self.stack.len();
+        if slot == self.slots {
             if self.slots >= self.most {
                 return Err(AllocError::LimitReached);
             }
             self.add_block(max(self.slots, self.first))?;
         }
-        let slot = self.fresh;
-        let block = self.blocks.last().ok_or(AllocError::OutOfMemory)?;
         // SAFETY: a fresh slot is one of the newest block, so its offset is within that block's bytes.
-        let object = unsafe { block.start.add((slot - block.first) * self.stride) };
-        self.fresh += 1;
-        Ok((object, slot))
+        let object = unsafe { self.newest.start.add((slot - self.newest.first) * self.stride) };
+        // `add_block` reserved room in both for every slot.
+        self.stack.push(object);
+        self.places.push(0);
+        Ok(object)
     }
 
     /// Takes an object back: `ac_pool_free`, with every address checked.
@@ -816,31 +933,43 @@ impl RawPool {
     /// `Foreign`, `Interior` or `NotLive`; the pool is then as before.
     #[inline]
     pub fn free(&mut self, object: NonNull<u8>) -> Result<(), PoolFreeError> {
-        let slot = self.slot_of(object)?;
-        let (word, bit) = (&mut self.bits[slot / 64], 1 << (slot % 64));
-        if *word & bit == 0 {
+        let (object, slot) = self.find(object)?;
+        if !self.is_out(object, slot) {
             return Err(PoolFreeError::NotLive);
         }
-        *word &= !bit;
-        let freed = self.free.len();
-        debug_assert!(freed < self.free.capacity());
-        // SAFETY: R2: the stack has room for every slot, and this one was not on it, since its bit was set.
+        let free = self.free;
+        debug_assert!(free < self.stack.len() && slot < self.places.len());
+        // SAFETY: the slot was handed out, so it has a place; and with it on the stack there are at most as many objects
+        // there as slots that were ever handed out (R1).
         unsafe {
-            self.free.as_mut_ptr().add(freed).write((object, slot));
-            self.free.set_len(freed + 1);
+            *self.stack.get_unchecked_mut(free) = object;
+            *self.places.get_unchecked_mut(slot) = free;
         }
+        self.free = free + 1;
         Ok(())
     }
 
     /// Whether `object` is an object that is handed out.
     pub fn is_live(&self, object: NonNull<u8>) -> bool {
-        self.slot_of(object)
-            .is_ok_and(|slot| self.bits[slot / 64] & (1 << (slot % 64)) != 0)
+        self.find(object).is_ok_and(|(object, slot)| self.is_out(object, slot))
+    }
+
+    /// Whether the object of a slot is handed out.
+    #[inline(always)]
+    fn is_out(&self, object: NonNull<u8>, slot: usize) -> bool {
+        let Some(&place) = self.places.get(slot) else {
+            return false; // It is fresh.
+        };
+        debug_assert!(place < self.stack.len());
+        // SAFETY: a place is 0 or was an index of the stack, which has an entry for each place and never gets shorter.
+        let there = unsafe { *self.stack.get_unchecked(place) };
+        // Both are compared without a branch between, since the first comparison may go either way at random (R2).
+        !((place < self.free) & (there == object))
     }
 
     /// How many objects are handed out.
     pub fn len(&self) -> usize {
-        self.fresh - self.free.len()
+        self.stack.len() - self.free
     }
 
     /// Whether no object is handed out.
@@ -858,53 +987,72 @@ impl RawPool {
         self.stride
     }
 
-    /// The slot that begins at an address.
+    /// The object that begins at an address, and its slot.
+    ///
+    /// The pointer found is derived from the block. The caller's may lead to less than the whole object, or nowhere,
+    /// and must not be handed out to the next one.
     #[inline(always)]
-    fn slot_of(&self, object: NonNull<u8>) -> Result<usize, PoolFreeError> {
-        // The newest block first: it holds half of all slots.
-        for block in self.blocks.iter().rev() {
-            let offset = object.addr().get().wrapping_sub(block.start.addr().get());
-            if offset < block.bytes {
-                let index = if self.inverse != 0 {
-                    // With offset = index * stride + rest the product is index * 2^64 + index * e + rest * inverse,
-                    // where 0 <= e < stride: its low half is below the inverse exactly if the rest is 0.
-                    let product = offset as u128 * u128::from(self.inverse);
-                    if product as u64 >= self.inverse {
-                        return Err(PoolFreeError::Interior);
-                    }
-                    (product >> 64) as usize
-                } else {
-                    if offset % self.stride != 0 {
-                        return Err(PoolFreeError::Interior);
-                    }
-                    offset / self.stride
-                };
-                return Ok(block.first + index);
-            }
+    fn find(&self, object: NonNull<u8>) -> Result<(NonNull<u8>, usize), PoolFreeError> {
+        if self.newest.offset_of(object) < self.newest.bytes {
+            return self.find_in(&self.newest, object);
         }
-        Err(PoolFreeError::Foreign)
+        self.find_older(object)
+    }
+
+    #[inline(never)]
+    fn find_older(&self, object: NonNull<u8>) -> Result<(NonNull<u8>, usize), PoolFreeError> {
+        match self.regions.find(&self.older, object) {
+            Some(block) => self.find_in(block, object),
+            None => Err(PoolFreeError::Foreign),
+        }
+    }
+
+    #[inline(always)]
+    fn find_in(&self, block: &RawBlock, object: NonNull<u8>) -> Result<(NonNull<u8>, usize), PoolFreeError> {
+        let offset = block.offset_of(object);
+        let index = if self.inverse != 0 {
+            // With offset = index * stride + rest the product is index * 2^64 + index * e + rest * inverse,
+            // where 0 <= e < stride: its low half is below the inverse exactly if the rest is 0.
+            let product = offset as u128 * u128::from(self.inverse);
+            if product as u64 >= self.inverse {
+                return Err(PoolFreeError::Interior);
+            }
+            (product >> 64) as usize
+        } else {
+            if offset % self.stride != 0 {
+                return Err(PoolFreeError::Interior);
+            }
+            offset / self.stride
+        };
+        // SAFETY: the offset is within the block's bytes.
+        Ok((unsafe { block.start.add(offset) }, block.first + index))
     }
 
     fn add_block(&mut self, slots: usize) -> Result<(), AllocError> {
         let bytes = slots.checked_mul(self.stride).ok_or(AllocError::BadLayout)?;
         let total = self.slots.checked_add(slots).ok_or(AllocError::BadLayout)?;
-        // All memory first: where something is refused nothing has changed. `bits` and `free` hold one a slot.
+        // All memory first: where something is refused nothing has changed. `stack` and `places` hold one a slot.
         Layout::from_size_align(bytes, self.align).map_err(|_| AllocError::BadLayout)?;
-        self.blocks.try_reserve(1).map_err(|_| AllocError::OutOfMemory)?;
-        let words = total.div_ceil(64);
-        let more = words - self.bits.len();
-        self.bits.try_reserve(more).map_err(|_| AllocError::OutOfMemory)?;
-        self.free
-            .try_reserve(total - self.free.len())
-            .map_err(|_| AllocError::OutOfMemory)?;
-        let start = aligned_alloc(bytes, self.align)?;
-        self.blocks.push(RawBlock {
-            start,
+        let more = total - self.stack.len();
+        self.stack.try_reserve(more).map_err(|_| AllocError::OutOfMemory)?;
+        self.places.try_reserve(more).map_err(|_| AllocError::OutOfMemory)?;
+        self.older.try_reserve(1).map_err(|_| AllocError::OutOfMemory)?;
+        let grown = (self.newest.bytes != 0).then(|| {
+            let blocks = self.older.iter().chain(core::iter::once(&self.newest));
+            self.regions.with_blocks(blocks)
+        });
+        let grown = grown.transpose()?;
+        let block = RawBlock {
+            start: aligned_alloc(bytes, self.align)?,
             bytes,
             align: self.align,
             first: self.slots,
-        });
-        self.bits.resize(words, 0);
+        };
+        let before = mem::replace(&mut self.newest, block);
+        if let Some(regions) = grown {
+            self.older.push(before);
+            self.regions = regions;
+        }
         self.slots = total;
         if bytes as u64 > MOST_INVERTED_OFFSET {
             self.inverse = 0;
@@ -920,5 +1068,35 @@ impl fmt::Debug for RawPool {
             .field("len", &self.len())
             .field("capacity", &self.capacity())
             .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The search for an object's block must not grow with the number of blocks.
+    #[test]
+    fn a_grown_pool_finds_a_block_in_few_looks() {
+        for first in [1, 100] {
+            let mut pool = RawPool::growing(16, first).unwrap();
+            let objects: Vec<_> = (0..200_000).map(|_| pool.alloc().unwrap()).collect();
+            let regions = &pool.regions;
+            assert!(pool.older.len() > 10);
+            let mut looks = 0;
+            for &object in &objects {
+                let mut place = regions.place_of(object.addr().get() >> regions.shift);
+                while regions.table[place] != 0 {
+                    let block = &pool.older[usize::from(regions.table[place]) - 1];
+                    looks += 1;
+                    if block.offset_of(object) < block.bytes {
+                        break;
+                    }
+                    place = (place + 1) & (regions.table.len() - 1);
+                }
+            }
+            assert!(looks < 3 * objects.len(), "{looks} looks");
+            assert!(regions.table.len() < objects.len() / 50, "the table is too large");
+        }
     }
 }

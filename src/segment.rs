@@ -295,7 +295,7 @@ pub fn of(addr: usize) -> Option<Segment> {
     }
     let (base, size, _) = unpack(packed);
     let index = addr.wrapping_sub(base.addr()) >> size.trailing_zeros();
-    let layout = SegmentLayout::for_size(size);
+    let layout = SegmentLayout::lookup(size);
     Some(Segment {
         base: base.wrapping_add(index.wrapping_mul(size)),
         index,

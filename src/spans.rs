@@ -309,6 +309,8 @@ impl Spans {
         if end < top {
             self.put_free(end, top.wrapping_sub(end));
         }
+        // It is 0 already. The next step splits free memory here and must not be the first to touch the table's page.
+        self.region(unit / REGION_UNITS).free_len[unit % REGION_UNITS] = 0;
         self.mark_used(unit, count);
         Ok(Made {
             unit,
@@ -717,3 +719,7 @@ pub unsafe fn used_len_remote(tables: *mut u8, unit: usize) -> usize {
     // Relaxed: written before this thread was given the block.
     (shared.length[unit % REGION_UNITS].load(Ordering::Relaxed) & LENGTH) as usize
 }
+
+#[cfg(test)]
+#[path = "spans_tests.rs"]
+mod tests;

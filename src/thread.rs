@@ -382,7 +382,6 @@ fn freed_in_orphan(segment: &segment::Segment, bytes: usize) {
     let freed = unsafe { &segment.header().orphan_freed };
     // Relaxed: a counter that paces work; claiming orders the work itself.
     if freed.fetch_add(bytes, Ordering::Relaxed).wrapping_add(bytes) >= ORPHAN_STEP {
-        freed.store(0, Ordering::Relaxed);
         reclaim(segment.index, false);
     }
 }
@@ -393,6 +392,10 @@ pub fn reclaim(index: usize, count_resident: bool) -> usize {
     let Some(orphan) = segment::claim_orphan(index) else {
         return 0;
     };
+    // SAFETY: a claimed segment's head is committed.
+    let freed = unsafe { &orphan.header().orphan_freed };
+    // Relaxed: as in `freed_in_orphan`; what is freed from now on counts for the next time.
+    freed.store(0, Ordering::Relaxed);
     let mut heap = Heap::new();
     // SAFETY: just claimed, and given back below.
     unsafe { heap.attach(orphan) };

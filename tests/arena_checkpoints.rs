@@ -329,3 +329,117 @@ fn the_step_computes_the_same_each_time() {
     step(&mut arena);
     assert_eq!(arena.stats(), blocks);
 }
+
+/// Programs of checkpoints, ways back and nested scopes, in blocks so small that most scopes take some, against an oracle
+/// that keeps every checkpoint of every open scope.
+mod programs {
+    use super::*;
+    use proptest::prelude::*;
+    use stepalloc::{Checkpoint, Scope};
+
+    #[derive(Debug, Clone)]
+    enum Op {
+        Alloc(usize),
+        Checkpoint,
+        /// To any checkpoint ever made.
+        ResetTo(usize),
+        Scope(Vec<Op>),
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        let leaf = prop_oneof![
+            4 => prop_oneof![1usize..200, 1usize..9000].prop_map(Op::Alloc),
+            2 => Just(Op::Checkpoint),
+            3 => (0usize..64).prop_map(Op::ResetTo),
+        ];
+        leaf.prop_recursive(4, 24, 6, |inner| prop::collection::vec(inner, 0..6).prop_map(Op::Scope))
+    }
+
+    #[derive(Default)]
+    struct Oracle {
+        made: Vec<Checkpoint>,
+        /// For each open scope its live checkpoints, and the arena's used bytes and live blocks at each.
+        scopes: Vec<Vec<(usize, usize, usize)>>,
+        blocks: Vec<(*const u8, usize, u8)>,
+        peak: usize,
+    }
+
+    fn run(scope: &mut Scope<'_>, ops: &[Op], oracle: &mut Oracle) {
+        oracle.scopes.push(Vec::new());
+        let begin = (scope.stats().used_bytes, oracle.blocks.len());
+        for op in ops {
+            let used = scope.stats().used_bytes;
+            match op {
+                Op::Alloc(size) => {
+                    let fill = oracle.blocks.len() as u8;
+                    let block = scope.alloc_slice_fill(*size, fill);
+                    oracle.blocks.push((block.as_ptr(), *size, fill));
+                }
+                Op::Checkpoint => {
+                    let live = (oracle.made.len(), used, oracle.blocks.len());
+                    oracle.made.push(scope.checkpoint());
+                    oracle.scopes.last_mut().unwrap().push(live);
+                }
+                Op::ResetTo(which) if !oracle.made.is_empty() => {
+                    let which = which % oracle.made.len();
+                    let marks = oracle.scopes.last_mut().unwrap();
+                    match marks.iter().position(|mark| mark.0 == which) {
+                        Some(index) => {
+                            assert_eq!(back(scope, &oracle.made[which]), Ok(()));
+                            assert_eq!(scope.stats().used_bytes, marks[index].1);
+                            oracle.blocks.truncate(marks[index].2);
+                            marks.truncate(index + 1);
+                        }
+                        None => {
+                            assert_eq!(back(scope, &oracle.made[which]), Err(CheckpointError::Stale));
+                            assert_eq!(scope.stats().used_bytes, used);
+                        }
+                    }
+                }
+                Op::ResetTo(_) => {}
+                Op::Scope(ops) => {
+                    scope.scope(|inner| run(inner, ops, oracle));
+                    assert_eq!(scope.stats().used_bytes, used);
+                }
+            }
+            oracle.peak = oracle.peak.max(scope.stats().used_bytes);
+            assert_eq!(scope.stats().peak_bytes, oracle.peak);
+            for &(block, size, fill) in &oracle.blocks {
+                // SAFETY: the block is live and was filled.
+                let bytes = unsafe { std::slice::from_raw_parts(block, size) };
+                assert!(bytes.iter().all(|&byte| byte == fill));
+            }
+        }
+        oracle.scopes.pop();
+        oracle.blocks.truncate(begin.1);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 8 } else { 512 }, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn scopes_and_checkpoints_agree_with_the_oracle(
+            before in (0usize..9000, any::<bool>()),
+            steps in prop::collection::vec(prop::collection::vec(op(), 0..12), 1..4),
+        ) {
+            let mut arena = Arena::builder().block_size(4096).align(8).build();
+            let weights = before.0;
+            if weights != 0 {
+                arena.alloc_slice_fill(weights, 1u8);
+            }
+            let outside = before.1.then(|| arena.checkpoint());
+            let start = arena.stats().used_bytes;
+            let mut oracle = Oracle { peak: start, ..Oracle::default() };
+            for ops in &steps {
+                oracle.made.clear();
+                oracle.made.extend(outside);
+                arena.scope(|scope| run(scope, ops, &mut oracle));
+                prop_assert_eq!(arena.stats().used_bytes, start);
+                if let Some(outside) = &outside {
+                    prop_assert_eq!(back(&arena, outside), Ok(()));
+                    prop_assert_eq!(arena.stats().used_bytes, start);
+                }
+            }
+        }
+    }
+}

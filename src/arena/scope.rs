@@ -5,7 +5,7 @@
 //! nothing can be taken from the outer one while the inner one is open; and `'s` is chosen by [`Arena::scope`], so no
 //! value of it can be named outside the closure.
 
-use super::marks::{Hidden, Place};
+use super::marks::{Hidden, UNTOUCHED};
 use super::Arena;
 use core::ops::Deref;
 
@@ -143,36 +143,42 @@ impl Arena {
 /// Until this returns nothing is taken from `arena` but through the scope handed to `f`.
 #[inline(always)]
 unsafe fn in_scope<R>(arena: &Arena, f: impl FnOnce(&mut Scope<'_>) -> R) -> R {
-    let back = GoBack::new(arena);
-    f(&mut Scope { arena: back.arena })
+    let state = match arena.marks.is_untouched() {
+        true => UNTOUCHED,
+        false => arena.begin_touched(),
+    };
+    let hidden = arena.marks.hide(arena.position.get(), state);
+    let scope = Scope { arena };
+    f(&mut GoBack { scope, hidden }.scope)
 }
 
 /// Goes back to where the arena was, on return and on unwinding.
+///
+/// It holds the scope too, so that both are kept in memory once and not also in registers, across `f`.
 struct GoBack<'a> {
-    arena: &'a Arena,
-    place: Place,
+    scope: Scope<'a>,
     hidden: Hidden,
-}
-
-impl<'a> GoBack<'a> {
-    #[inline(always)]
-    fn new(arena: &'a Arena) -> GoBack<'a> {
-        if arena.position.get().is_null() {
-            arena.take_first();
-        }
-        let place = arena.place();
-        GoBack {
-            arena,
-            place,
-            hidden: arena.marks.hide(place),
-        }
-    }
 }
 
 impl Drop for GoBack<'_> {
     #[inline(always)]
     fn drop(&mut self) {
-        self.arena.marks.show(&self.hidden);
-        self.arena.go_to(self.place);
+        let arena = self.scope.arena;
+        if arena.marks.is_untouched() {
+            arena.note_high();
+            arena.position.set(arena.marks.show(&self.hidden));
+        } else {
+            self.go_far();
+        }
+    }
+}
+
+impl GoBack<'_> {
+    /// Ends a scope in which or around which a checkpoint was made or a block taken.
+    #[cold]
+    #[inline(never)]
+    fn go_far(&self) {
+        let arena = self.scope.arena;
+        arena.go_to(arena.marks.kill(&self.hidden, arena.in_use.get()));
     }
 }

@@ -3,11 +3,17 @@
 use crate::{compare, contender};
 use bump_scope::traits::*;
 use std::hint::black_box;
+use std::ptr::NonNull;
 
 /// Values a round.
 const VALUES: u64 = 1_000;
 
-/// Single values of one word, and of a cache line, then back to the start.
+/// A word at a multiple of 64, as the arena's default alignment places it: the peers are asked for it by the type.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Line(u64);
+
+/// Single values of one word, at its own alignment and at 64, and of a cache line, then back to the start.
 pub fn values() {
     let mut ours = stepalloc::Arena::new();
     let mut packed = stepalloc::Arena::with_align(8);
@@ -18,11 +24,6 @@ pub fn values() {
         VALUES,
         1.05,
         vec![
-            contender("stepalloc", || {
-                let sum = (0..VALUES).map(|i| *black_box(ours.alloc(i))).sum();
-                ours.reset();
-                sum
-            }),
             contender("stepalloc, align 8", || {
                 let sum = (0..VALUES).map(|i| *black_box(packed.alloc(i))).sum();
                 packed.reset();
@@ -35,6 +36,28 @@ pub fn values() {
             }),
             contender("bump-scope", || {
                 let sum = (0..VALUES).map(|i| *black_box(scope.alloc(i).into_mut())).sum();
+                scope.reset();
+                sum
+            }),
+        ],
+    );
+    compare(
+        "arena/alloc/u64 at 64",
+        VALUES,
+        1.05,
+        vec![
+            contender("stepalloc", || {
+                let sum = (0..VALUES).map(|i| *black_box(ours.alloc(i))).sum();
+                ours.reset();
+                sum
+            }),
+            contender("bumpalo", || {
+                let sum = (0..VALUES).map(|i| black_box(bumpalo.alloc(Line(i))).0).sum();
+                bumpalo.reset();
+                sum
+            }),
+            contender("bump-scope", || {
+                let sum = (0..VALUES).map(|i| black_box(scope.alloc(Line(i)).into_mut()).0).sum();
                 scope.reset();
                 sum
             }),
@@ -104,7 +127,8 @@ pub fn slices() {
     }
 }
 
-/// A checkpoint and the way back, bare and around some blocks; raw and as a scope.
+/// A checkpoint and the way back, bare and around some blocks; raw and as a scope, which is slower where a checkpoint
+/// was made outside it.
 pub fn checkpoints() {
     let mut ours = stepalloc::Arena::with_align(8);
     let mut scope: bump_scope::Bump = bump_scope::Bump::with_capacity(std::alloc::Layout::new::<[u8; 1 << 20]>());
@@ -142,12 +166,17 @@ pub fn checkpoints() {
             ],
         );
     }
-    for (group, blocks) in [
-        ("arena/scope/0 blocks", 0u64),
-        ("arena/scope/1 block", 1),
-        ("arena/scope/4 blocks", 4),
-        ("arena/scope/16 blocks", 16),
+    for (group, blocks, marked) in [
+        ("arena/scope/0 blocks", 0u64, false),
+        ("arena/scope/1 block", 1, false),
+        ("arena/scope/4 blocks", 4, false),
+        ("arena/scope/16 blocks", 16, false),
+        ("arena/scope/1 block, a checkpoint outside", 1, true),
     ] {
+        ours.reset();
+        if marked {
+            ours.checkpoint();
+        }
         compare(
             group,
             VALUES,
@@ -242,12 +271,29 @@ pub fn pools() {
             value
         }
     }
+    fn raw_batch(raw: &mut stepalloc::RawPool, objects: &mut Vec<NonNull<Node>>) -> u64 {
+        for i in 0..VALUES {
+            let object = raw.alloc().expect("room").cast::<Node>();
+            // SAFETY: the object is ours, large enough and aligned.
+            unsafe { object.write([i; 6]) };
+            objects.push(object);
+        }
+        let mut sum = 0;
+        for object in objects.drain(..) {
+            // SAFETY: written above, and not given back yet.
+            sum += unsafe { black_box(object).read() }[2];
+            raw.free(object.cast()).expect("live");
+        }
+        sum
+    }
     let pool = stepalloc::Pool::<Node>::new();
     let mut raw = stepalloc::RawPool::fixed(size_of::<Node>(), VALUES as usize).expect("memory");
     let mut slab = slab::Slab::<Node>::with_capacity(VALUES as usize);
     let mimalloc = mimalloc::MiMalloc;
+    let jemalloc = tikv_jemallocator::Jemalloc;
+    let snmalloc = snmalloc_rs::SnMalloc;
     compare(
-        "pool/pair (against slab 1.00, against allocators 0.50)",
+        "pool/pair (0.50 of the fastest allocator)",
         VALUES,
         1.0,
         vec![
@@ -282,12 +328,22 @@ pub fn pools() {
             contender("allocator: mimalloc", || {
                 (0..VALUES).map(|i| take(&mimalloc, put(&mimalloc, [i; 6]))).sum()
             }),
+            contender("allocator: jemalloc", || {
+                (0..VALUES).map(|i| take(&jemalloc, put(&jemalloc, [i; 6]))).sum()
+            }),
+            contender("allocator: snmalloc", || {
+                (0..VALUES).map(|i| take(&snmalloc, put(&snmalloc, [i; 6]))).sum()
+            }),
         ],
     );
+    let mut growing = stepalloc::RawPool::growing(size_of::<Node>(), 16).expect("memory");
+    let mut grown = Vec::with_capacity(VALUES as usize);
     let mut keys = Vec::with_capacity(VALUES as usize);
     let mut objects = Vec::with_capacity(VALUES as usize);
     let mut system = Vec::with_capacity(VALUES as usize);
     let mut mi = Vec::with_capacity(VALUES as usize);
+    let mut je = Vec::with_capacity(VALUES as usize);
+    let mut sn = Vec::with_capacity(VALUES as usize);
     let mut handles = Vec::with_capacity(VALUES as usize);
     compare(
         "pool/batch of 1000",
@@ -298,21 +354,8 @@ pub fn pools() {
                 handles.extend((0..VALUES).map(|i| pool.alloc([i; 6])));
                 handles.drain(..).map(|handle| black_box(handle)[2]).sum()
             }),
-            contender("stepalloc, raw", || {
-                for i in 0..VALUES {
-                    let object = raw.alloc().expect("room").cast::<Node>();
-                    // SAFETY: the object is ours, large enough and aligned.
-                    unsafe { object.write([i; 6]) };
-                    objects.push(object);
-                }
-                let mut sum = 0;
-                for object in objects.drain(..) {
-                    // SAFETY: written above, and not given back yet.
-                    sum += unsafe { black_box(object).read() }[2];
-                    raw.free(object.cast()).expect("live");
-                }
-                sum
-            }),
+            contender("stepalloc, raw", || raw_batch(&mut raw, &mut objects)),
+            contender("stepalloc, raw, grown", || raw_batch(&mut growing, &mut grown)),
             contender("slab", || {
                 keys.extend((0..VALUES).map(|i| slab.insert([i; 6])));
                 keys.drain(..).map(|key| slab.remove(black_box(key))[2]).sum()
@@ -325,6 +368,93 @@ pub fn pools() {
                 mi.extend((0..VALUES).map(|i| put(&mimalloc, [i; 6])));
                 mi.drain(..).map(|block| take(&mimalloc, block)).sum()
             }),
+            contender("allocator: jemalloc", || {
+                je.extend((0..VALUES).map(|i| put(&jemalloc, [i; 6])));
+                je.drain(..).map(|block| take(&jemalloc, block)).sum()
+            }),
+            contender("allocator: snmalloc", || {
+                sn.extend((0..VALUES).map(|i| put(&snmalloc, [i; 6])));
+                sn.drain(..).map(|block| take(&snmalloc, block)).sum()
+            }),
         ],
     );
+}
+
+/// One value taken and given back in a pool for many threads, by one thread and by two at once.
+pub fn shared_pools() {
+    type Node = [u64; 6];
+    /// Pairs of each thread a round, so many that starting the threads is little beside them.
+    const PAIRS: u64 = 20_000;
+
+    /// The sum over all threads of what `pair` makes of each number.
+    fn on_threads(threads: u64, pair: impl Fn(u64) -> u64 + Sync) -> u64 {
+        let work = || (0..PAIRS).map(&pair).sum::<u64>();
+        std::thread::scope(|scope| {
+            let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+            work()
+                + others
+                    .into_iter()
+                    .map(|other| other.join().expect("no panic"))
+                    .sum::<u64>()
+        })
+    }
+
+    for (group, threads) in [("shared pool/pair/1 thread", 1), ("shared pool/pair/2 threads", 2)] {
+        let ours = stepalloc::SharedPool::<Node>::new();
+        let slab = parking_lot::Mutex::new(slab::Slab::<Node>::with_capacity(64));
+        let sharded = sharded_slab::Slab::<Node>::new();
+        let array = crossbeam_queue::ArrayQueue::<Box<Node>>::new(64);
+        let seg = crossbeam_queue::SegQueue::<Box<Node>>::new();
+        let objects = object_pool::Pool::<Node>::new(64, || [0; 6]);
+        let reused = |free: Option<Box<Node>>, i| {
+            let mut node = free.unwrap_or_default();
+            *node = [i; 6];
+            node
+        };
+        compare(
+            group,
+            PAIRS * threads,
+            1.0,
+            vec![
+                contender("stepalloc", || {
+                    on_threads(threads, |i| black_box(ours.alloc([i; 6]))[2])
+                }),
+                contender("Mutex<slab>", || {
+                    on_threads(threads, |i| {
+                        let key = black_box(slab.lock().insert([i; 6]));
+                        slab.lock().remove(key)[2]
+                    })
+                }),
+                contender("sharded-slab", || {
+                    on_threads(threads, |i| {
+                        let key = black_box(sharded.insert([i; 6]).expect("room"));
+                        sharded.take(key).expect("live")[2]
+                    })
+                }),
+                contender("crossbeam ArrayQueue", || {
+                    on_threads(threads, |i| {
+                        let node = black_box(reused(array.pop(), i));
+                        let value = node[2];
+                        array.push(node).expect("room");
+                        value
+                    })
+                }),
+                contender("crossbeam SegQueue", || {
+                    on_threads(threads, |i| {
+                        let node = black_box(reused(seg.pop(), i));
+                        let value = node[2];
+                        seg.push(node);
+                        value
+                    })
+                }),
+                contender("object-pool", || {
+                    on_threads(threads, |i| {
+                        let mut node = objects.pull(|| [0; 6]);
+                        *node = [i; 6];
+                        black_box(&node)[2]
+                    })
+                }),
+            ],
+        );
+    }
 }

@@ -1,13 +1,31 @@
-//! The explicit pieces beside their peers: `cargo run --release --manifest-path benches/explicit/Cargo.toml`.
+//! The explicit pieces beside their peers:
 //!
-//! Every contender of a group runs in turn, many times over, and the median of its times is reported, with the ratio
-//! of ours to the fastest peer: what disturbs the machine disturbs all of them. Each contender returns a checksum that
-//! must agree. An argument selects the groups whose name contains it.
+//! ```sh
+//! cargo run --release --manifest-path benches/explicit/Cargo.toml            # everything, some 15 seconds
+//! cargo run --release --manifest-path benches/explicit/Cargo.toml -- scope   # the groups whose name contains it
+//! ```
+//!
+//! | group | what an operation is | peers |
+//! |---|---|---|
+//! | `arena/alloc` | one value put into a warm arena; every 1,000 values it is reset | bumpalo, bump-scope |
+//! | `arena/slice fill` | one slice of copies of a value, likewise | bumpalo, bump-scope |
+//! | `arena/checkpoint and reset` | a checkpoint, so many words, and the way back | bump-scope |
+//! | `arena/scope` | the same as a closure | bump-scope |
+//! | `arena/10000 typed values` | one of 10,000 values in a new or a kept arena, its end included | typed-arena |
+//! | `pool/pair`, `pool/batch` | a value taken and given back, at once or after 1,000 were taken | slab, general allocators |
+//! | `shared pool/pair` | the same by one thread, and by two at once | a locked slab, free lists, object pools |
+//!
+//! A round runs every contender of a group once, in a fresh shuffled order, and the medians over the rounds are printed
+//! with their ratio to the fastest peer: what disturbs the machine disturbs all of them. Where general allocators take
+//! part they have a column of their own and are no peers. Each contender returns a checksum that must agree. The targets
+//! are the project's own; nothing is judged here.
 
 mod groups;
 
 use std::hint::black_box;
 use std::time::Instant;
+use stepalloc_measure::sample::median;
+use stepalloc_measure::table::{figure, Table};
 
 /// How often each contender runs at least; the median is over these.
 const ROUNDS: usize = 301;
@@ -21,7 +39,7 @@ pub struct Contender<'a> {
     run: Box<dyn FnMut() -> u64 + 'a>,
 }
 
-/// Makes a contender.
+/// Makes a contender. Names of ours begin with "stepalloc", those of general allocators with "allocator".
 pub fn contender<'a>(name: &'static str, run: impl FnMut() -> u64 + 'a) -> Contender<'a> {
     Contender {
         name,
@@ -29,7 +47,7 @@ pub fn contender<'a>(name: &'static str, run: impl FnMut() -> u64 + 'a) -> Conte
     }
 }
 
-/// Runs the contenders in turn; the first ones, whose names begin with "stepalloc", are ours.
+/// Runs the contenders in shuffled turns, and prints their medians and ratios.
 pub fn compare(group: &str, ops: u64, target: f64, mut contenders: Vec<Contender<'_>>) {
     if let Some(wanted) = std::env::args().nth(1) {
         if !group.contains(&wanted) {
@@ -40,10 +58,10 @@ pub fn compare(group: &str, ops: u64, target: f64, mut contenders: Vec<Contender
     let start = Instant::now();
     let expected = (contenders[0].run)();
     let rounds = (LEAST_NANOS / start.elapsed().as_nanos() as f64) as usize;
-    for round in 0..rounds.clamp(ROUNDS, 100 * ROUNDS) {
-        for turn in 0..contenders.len() {
-            // Whoever runs first in a round would always meet the caches of the last: rotate.
-            let who = (turn + round) % contenders.len();
+    let mut order: Vec<usize> = (0..contenders.len()).collect();
+    for _ in 0..rounds.clamp(ROUNDS, 100 * ROUNDS) {
+        fastrand::shuffle(&mut order);
+        for &who in &order {
             let start = Instant::now();
             let sum = black_box((contenders[who].run)());
             times[who].push(start.elapsed().as_nanos() as f64 / ops as f64);
@@ -54,22 +72,27 @@ pub fn compare(group: &str, ops: u64, target: f64, mut contenders: Vec<Contender
             );
         }
     }
-    let medians: Vec<f64> = times
-        .iter_mut()
-        .map(|times| {
-            times.sort_by(f64::total_cmp);
-            times[times.len() / 2]
-        })
-        .collect();
-    let peers = contenders
-        .iter()
-        .zip(&medians)
-        .filter(|(who, _)| !who.name.starts_with("stepalloc"));
-    let fastest = peers.map(|(_, &median)| median).fold(f64::INFINITY, f64::min);
-    println!("{group} (ns an operation; target {target:.2} of the fastest peer)");
-    for (who, median) in contenders.iter().zip(&medians) {
-        println!("  {:<28} {median:>9.2}   {:>5.2}", who.name, median / fastest);
+    let medians: Vec<Option<f64>> = times.into_iter().map(median).collect();
+    let fastest = |wanted: fn(&str) -> bool| {
+        let peers = contenders.iter().zip(&medians).filter(|(who, _)| wanted(who.name));
+        peers.filter_map(|(_, &median)| median).min_by(f64::total_cmp)
+    };
+    let peer = fastest(|name| !name.starts_with("stepalloc") && !name.starts_with("allocator"));
+    let allocator = fastest(|name| name.starts_with("allocator"));
+    let mut heads = vec![
+        format!("{group} (target {target:.2})"),
+        "ns".into(),
+        "to the fastest peer".into(),
+    ];
+    heads.extend(allocator.map(|_| "to the fastest allocator".into()));
+    let mut table = Table::new(heads);
+    for (who, &median) in contenders.iter().zip(&medians) {
+        let ratio = |to: Option<f64>| figure(median.zip(to).map(|(own, to)| own / to));
+        let mut row = vec![who.name.into(), figure(median), ratio(peer)];
+        row.extend(allocator.map(|_| ratio(allocator)));
+        table.row(row);
     }
+    println!("{table}");
 }
 
 fn main() {
@@ -78,4 +101,5 @@ fn main() {
     groups::checkpoints();
     groups::typed();
     groups::pools();
+    groups::shared_pools();
 }

@@ -1,0 +1,383 @@
+//! Breaks the allocator on purpose and sees whether the tests notice.
+//!
+//! `list.toml` names the breaks and the lanes. Each break is a piece of a source file and what to put in its place; the
+//! piece must stand in the file exactly once, so that a break whose code has moved on is told as *stale*, an error, and
+//! not passed by. The project is copied once, to `target/tree`; there each break is made, the lanes meant to catch it
+//! are built and run with a time limit, and the file is put back. A lane that fails, crashes or hangs has caught it.
+//! First every lane that is used runs on the unbroken copy and must pass: a lane that is always red catches nothing.
+//!
+//! ```text
+//! cargo run --manifest-path tests/mutations/Cargo.toml                 all of them
+//! cargo run --manifest-path tests/mutations/Cargo.toml -- --list       what they are
+//! ... -- --check                                                       only whether any is stale
+//! ... -- --only fold-without-clearing-live-bits                        those whose name contains this
+//! ... -- --only tiling --lane heap                                     with another lane than the list says
+//! ```
+//!
+//! It ends with 1 if one survived that the list does not explain, is stale, or does not compile. A break with a
+//! `survives` line is one that no test can see, and the line says why; if a lane catches it after all, that is an
+//! error too, for then the explanation is wrong.
+
+use anyhow::{bail, ensure, Context, Result};
+use clap::Parser;
+use serde::Deserialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+use wait_timeout::ChildExt;
+
+/// Breaks the allocator on purpose, in a copy, and sees whether the lanes go red.
+#[derive(Parser)]
+struct Options {
+    /// Only breaks whose name contains this; may be given more than once.
+    #[arg(long)]
+    only: Vec<String>,
+    /// Tells the breaks and the lanes, runs nothing.
+    #[arg(long)]
+    list: bool,
+    /// Looks whether each break's text is still there exactly once, runs nothing.
+    #[arg(long)]
+    check: bool,
+    /// Runs these lanes instead of those that the list names.
+    #[arg(long)]
+    lane: Vec<String>,
+    /// Does not run the lanes on the unbroken copy first.
+    #[arg(long)]
+    trust_lanes: bool,
+    /// Jobs of cargo.
+    #[arg(long, default_value_t = 2)]
+    jobs: usize,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct List {
+    lanes: BTreeMap<String, Lane>,
+    mutation: Vec<Mutation>,
+}
+
+/// How a lane is run.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Lane {
+    /// What it is, for `--list`.
+    what: String,
+    /// Arguments of `cargo test`, up to what comes before `--`.
+    #[serde(default)]
+    test: Vec<String>,
+    /// Arguments of the test program.
+    #[serde(default)]
+    args: Vec<String>,
+    /// A script of the tree instead of `cargo test`; skipped where there is none.
+    script: Option<String>,
+    #[serde(default)]
+    env: BTreeMap<String, String>,
+    /// Without optimisation, as `cargo test` runs it: some tests count requests that release builds drop.
+    #[serde(default)]
+    debug: bool,
+    /// A run that takes longer is a hang.
+    seconds: u64,
+}
+
+/// One break.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Mutation {
+    name: String,
+    /// Under `src/`.
+    file: String,
+    find: String,
+    replace: String,
+    /// The invariant that no longer holds, and how.
+    breaks: String,
+    /// Run in this order until one is red.
+    lanes: Vec<String>,
+    /// Why no test can see it.
+    survives: Option<String>,
+}
+
+#[derive(Clone, PartialEq)]
+enum Verdict {
+    Caught(String),
+    Survived,
+    Explained,
+    Stale(String),
+    DoesNotCompile,
+    NoLane,
+}
+
+#[derive(PartialEq)]
+enum Run {
+    Green,
+    Red(&'static str),
+    NotBuilt(String),
+    NotThere,
+}
+
+fn main() -> Result<()> {
+    let options = Options::parse();
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = here.join("../..").canonicalize()?;
+    let list: List = toml::from_str(&fs::read_to_string(here.join("list.toml"))?).context("list.toml")?;
+    check_list(&list)?;
+    let wanted = |one: &&Mutation| options.only.is_empty() || options.only.iter().any(|part| one.name.contains(part));
+    let mutations: Vec<&Mutation> = list.mutation.iter().filter(wanted).collect();
+    ensure!(!mutations.is_empty(), "no break has such a name");
+    if options.list {
+        for one in &mutations {
+            println!(
+                "{:<44} {:<22} {}\n    {}",
+                one.name,
+                one.file,
+                one.lanes.join(" "),
+                one.breaks
+            );
+        }
+        for (name, lane) in &list.lanes {
+            println!("lane {name}: {}", lane.what);
+        }
+        println!("{} breaks", mutations.len());
+        return Ok(());
+    }
+    if options.check {
+        let stale = mutations.iter().filter_map(|one| broken(&root, one).err());
+        let stale: Vec<String> = stale.map(|why| format!("{why:#}")).collect();
+        stale.iter().for_each(|why| println!("{why}"));
+        ensure!(stale.is_empty(), "{} of {} are stale", stale.len(), mutations.len());
+        println!("{} breaks, none stale", mutations.len());
+        return Ok(());
+    }
+    let tree = here.join("target/tree");
+    copy(&root, &tree)?;
+    let runner = Runner {
+        tree: &tree,
+        target: here.join("target/broken"),
+        jobs: options.jobs,
+    };
+    if !options.trust_lanes {
+        let used = mutations.iter().flat_map(|one| lanes_of(one, &options));
+        for name in used.collect::<BTreeSet<_>>() {
+            let start = Instant::now();
+            match runner.run(&list.lanes[name])? {
+                Run::Green => println!("unbroken, {name}: green, {} s", start.elapsed().as_secs()),
+                Run::NotThere => println!("unbroken, {name}: there is no such lane here, skipped"),
+                Run::Red(how) => bail!("the lane {name} is red ({how}) on unbroken code"),
+                Run::NotBuilt(why) => bail!("the lane {name} does not compile:\n{why}"),
+            }
+        }
+    }
+    let mut verdicts = vec![];
+    for one in &mutations {
+        let start = Instant::now();
+        let verdict = judge(&runner, &list, one, &options)?;
+        println!("{:<44} {}, {} s", one.name, told(&verdict), start.elapsed().as_secs());
+        verdicts.push((one, verdict));
+    }
+    sum(&verdicts)
+}
+
+fn lanes_of<'a>(one: &'a Mutation, options: &'a Options) -> &'a [String] {
+    if options.lane.is_empty() {
+        &one.lanes
+    } else {
+        &options.lane
+    }
+}
+
+/// Names are unique and lanes known.
+fn check_list(list: &List) -> Result<()> {
+    let mut names = BTreeSet::new();
+    for one in &list.mutation {
+        ensure!(names.insert(&one.name), "two breaks are named {}", one.name);
+        ensure!(!one.lanes.is_empty(), "{} has no lane", one.name);
+        for lane in &one.lanes {
+            ensure!(list.lanes.contains_key(lane), "{}: there is no lane {lane}", one.name);
+        }
+    }
+    Ok(())
+}
+
+/// The file with the break in it, and its path.
+fn broken(root: &Path, one: &Mutation) -> Result<(PathBuf, String)> {
+    let path = root.join("src").join(&one.file);
+    let text = fs::read_to_string(&path).with_context(|| format!("{}: {}", one.name, path.display()))?;
+    let count = text.matches(&one.find).count();
+    ensure!(
+        count == 1,
+        "{}: its text stands {count} times in {}, not once",
+        one.name,
+        one.file
+    );
+    ensure!(one.find != one.replace, "{}: replaces nothing", one.name);
+    Ok((path, text.replacen(&one.find, &one.replace, 1)))
+}
+
+/// Copies what the repository would keep; a file that is equal already keeps its time, so that nothing is built anew.
+fn copy(root: &Path, tree: &Path) -> Result<()> {
+    if tree.exists() {
+        fs::remove_dir_all(tree.join("src")).ok();
+    }
+    let walk = ignore::WalkBuilder::new(root)
+        .hidden(false)
+        .filter_entry(|entry| entry.file_name() != ".git")
+        .build();
+    for entry in walk {
+        let entry = entry?;
+        let to = tree.join(entry.path().strip_prefix(root)?);
+        if entry.file_type().is_some_and(|kind| kind.is_dir()) {
+            fs::create_dir_all(&to)?;
+        } else if fs::read(entry.path())? != fs::read(&to).unwrap_or_default() {
+            fs::copy(entry.path(), &to)?;
+        }
+    }
+    Ok(())
+}
+
+fn judge(runner: &Runner, list: &List, one: &Mutation, options: &Options) -> Result<Verdict> {
+    let (path, text) = match broken(runner.tree, one) {
+        Ok(made) => made,
+        Err(why) => return Ok(Verdict::Stale(format!("{why:#}"))),
+    };
+    let before = fs::read_to_string(&path)?;
+    fs::write(&path, text)?;
+    let mut verdict = Verdict::NoLane;
+    for name in lanes_of(one, options) {
+        match runner.run(&list.lanes[name])? {
+            Run::Red(how) => {
+                verdict = Verdict::Caught(format!("{name}{how}"));
+                break;
+            }
+            Run::NotBuilt(why) => {
+                println!("{why}");
+                verdict = Verdict::DoesNotCompile;
+                break;
+            }
+            Run::Green => verdict = Verdict::Survived,
+            Run::NotThere => {}
+        }
+    }
+    fs::write(&path, before)?;
+    Ok(match verdict {
+        Verdict::Survived if one.survives.is_some() => Verdict::Explained,
+        other => other,
+    })
+}
+
+fn told(verdict: &Verdict) -> String {
+    match verdict {
+        Verdict::Caught(by) => format!("caught by {by}"),
+        Verdict::Survived => "SURVIVED".into(),
+        Verdict::Explained => "survived, as explained".into(),
+        Verdict::Stale(why) => format!("STALE: {why}"),
+        Verdict::DoesNotCompile => "DOES NOT COMPILE".into(),
+        Verdict::NoLane => "not run: its lane is not there".into(),
+    }
+}
+
+fn sum(verdicts: &[(&&Mutation, Verdict)]) -> Result<()> {
+    let count = |wanted: fn(&Verdict) -> bool| verdicts.iter().filter(|(_, verdict)| wanted(verdict)).count();
+    let caught = count(|verdict| matches!(verdict, Verdict::Caught(_)));
+    let explained = count(|verdict| *verdict == Verdict::Explained);
+    let survived = count(|verdict| *verdict == Verdict::Survived);
+    let stale = count(|verdict| matches!(verdict, Verdict::Stale(_)));
+    let uncompiled = count(|verdict| *verdict == Verdict::DoesNotCompile);
+    let skipped = count(|verdict| *verdict == Verdict::NoLane);
+    println!(
+        "\n{} breaks: {caught} caught, {survived} survived, {explained} survived as explained, {stale} stale, \
+         {uncompiled} do not compile, {skipped} not run",
+        verdicts.len()
+    );
+    let mut wrong = 0;
+    for (one, verdict) in verdicts {
+        if let (Verdict::Caught(_), Some(_)) = (verdict, &one.survives) {
+            println!("{}: the list says that it survives", one.name);
+            wrong += 1;
+        }
+        if let Verdict::Survived | Verdict::Stale(_) | Verdict::DoesNotCompile = verdict {
+            println!("{}: {}", one.name, told(verdict));
+        }
+    }
+    ensure!(survived + stale + uncompiled + wrong == 0, "not every break was caught");
+    ensure!(caught + explained > 0, "nothing was run");
+    Ok(())
+}
+
+struct Runner<'a> {
+    tree: &'a Path,
+    target: PathBuf,
+    jobs: usize,
+}
+
+impl Runner<'_> {
+    fn run(&self, lane: &Lane) -> Result<Run> {
+        let mut command = match &lane.script {
+            Some(script) => {
+                if !self.tree.join(script.split(' ').next().unwrap_or(script)).exists() {
+                    return Ok(Run::NotThere);
+                }
+                let mut command = self.command("bash", lane);
+                command.args(["-c", &format!("exec {script}")]);
+                command
+            }
+            None => {
+                let mut build = self.cargo_test(lane);
+                let built = build.arg("--no-run").output()?;
+                if !built.status.success() {
+                    return Ok(Run::NotBuilt(String::from_utf8_lossy(&built.stderr).into_owned()));
+                }
+                let mut command = self.cargo_test(lane);
+                command.arg("--").args(&lane.args);
+                command
+            }
+        };
+        let mut child = command
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()?;
+        let ended = child.wait_timeout(Duration::from_secs(lane.seconds))?;
+        Ok(match ended {
+            Some(status) if status.success() => Run::Green,
+            Some(_) => Run::Red(""),
+            None => {
+                // The whole group: a test's children hang with it.
+                Command::new("kill")
+                    .args(["-KILL", "--", &format!("-{}", child.id())])
+                    .status()?;
+                child.wait()?;
+                Run::Red(", which hung")
+            }
+        })
+    }
+
+    fn command(&self, program: &str, lane: &Lane) -> Command {
+        // At most 12 GiB of memory, so that a break that allocates without end harms nobody else.
+        let mut command = Command::new("bash");
+        command.args(["-c", r#"ulimit -Sd 12582912 && exec "$@""#, "bash", program]);
+        command
+            .current_dir(self.tree)
+            .envs(&lane.env)
+            .env("CARGO_TARGET_DIR", &self.target);
+        // The same seed each time, so that a break that is caught today is caught tomorrow.
+        command
+            .env("STEPALLOC_CHAOS_SEED", "7")
+            .env("CARGO_INCREMENTAL", "1")
+            .env("CARGO_TERM_COLOR", "never");
+        command
+    }
+
+    fn cargo_test(&self, lane: &Lane) -> Command {
+        let mut command = self.command("cargo", lane);
+        // `cargo run` sets these for us; the copy's cargo must find its own.
+        command.env_remove("CARGO_MANIFEST_DIR").env_remove("CARGO");
+        command.args(["test", "--quiet", "--locked", "--jobs", &self.jobs.to_string()]);
+        if !lane.debug {
+            command.arg("--release");
+        }
+        command.args(&lane.test);
+        command
+    }
+}
