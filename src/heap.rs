@@ -30,7 +30,7 @@ use crate::align::{align_down, align_up, CACHE_LINE};
 use crate::guard::{self, CHECKED};
 use crate::hint::unlikely;
 use crate::layout::{
-    granules, scope_align, units, SegmentLayout, CHUNK_GRANULES, GRANULE, HOLE_MAX, LINE_FROM, SHORT_MAX,
+    granules, scope_align, units, SegmentLayout, CHUNK_GRANULES, GRANULE, GUARD, HOLE_MAX, LINE_FROM, SHORT_MAX,
     SMALL_ALIGN_MAX, SMALL_MAX, UNIT, WORD_GRANULES,
 };
 use crate::live_map::{by_address, clear_short, LiveMap};
@@ -173,10 +173,10 @@ const fn grain(lane: usize) -> usize {
     }
 }
 
-/// The lane of blocks whose size less one is this.
+/// The lane of blocks whose size less one is this; what is behind a block counts.
 #[inline(always)]
 const fn lane_of(size_less_one: usize) -> usize {
-    (size_less_one >= LINE_FROM - 1) as usize
+    (size_less_one.wrapping_add(GUARD) >= LINE_FROM - 1) as usize
 }
 
 /// Names a frame, perhaps one that is gone.
@@ -887,7 +887,7 @@ impl Heap {
         self.hide();
         if let Ok(p) = made {
             // SAFETY: a new block; the guard is counted in its granules.
-            unsafe { guard::made(p, size) };
+            unsafe { guard::made(p, size.max(1)) };
         }
         made
     }
@@ -1155,7 +1155,7 @@ impl Heap {
         // SAFETY: the unit is inside the span area.
         let p = unsafe { self.span_base.add(offset) };
         // SAFETY: a new block; the guard is counted in its units.
-        unsafe { guard::made(p, size) };
+        unsafe { guard::made(p, size.max(1)) };
         Ok((p, made.dirty.wrapping_mul(UNIT)))
     }
 

@@ -244,9 +244,11 @@ mod tests {
     #[test]
     fn sizes_become_granules_and_units() {
         for size in 0..5_000 {
+            let whole = size.max(1) + GUARD;
+            let line = if whole >= 64 { 64 } else { 16 };
+            assert_eq!(granules(size), whole.next_multiple_of(line) / GRANULE);
+            assert_eq!(units(size), whole.div_ceil(UNIT));
             let line = if size >= 64 { 64 } else { 16 };
-            assert_eq!(granules(size), size.max(1).next_multiple_of(line) / GRANULE);
-            assert_eq!(units(size), size.max(1).div_ceil(UNIT));
             assert_eq!(line_mask(size.max(1) - 1), line - 1);
             for shift in 0..14 {
                 assert_eq!(scope_align(size, 1 << shift), line.max(1 << shift));

@@ -11,7 +11,7 @@
 //! and the slot must be live. Its bookkeeping is not in the slots, so that writing to a freed object cannot break it.
 //! `Pool<T>` needs no check, since a handle is freed once by construction, and threads its free slots through
 //! themselves. `SharedPool<T>` is a `Pool` behind a lock that is held for the pointer moves only, never while a value is
-//! made or dropped.
+//! made or dropped. Where the address sanitizer watches, free slots of all three are poisoned.
 //!
 //! Invariants of `Pool`:
 //! - **P1** A slot is either live (a handle or a leaked value has it), or `last`, or on the free list once, or above
@@ -28,6 +28,7 @@
 use crate::align::{checked_align_up, max};
 use crate::aligned::{aligned_alloc, aligned_free};
 use crate::error::{self, AllocError};
+use crate::guard;
 use crate::sync::Mutex;
 use core::alloc::Layout;
 use core::borrow::{Borrow, BorrowMut};
@@ -61,6 +62,20 @@ union Slot<T> {
     _value: ManuallyDrop<MaybeUninit<T>>,
 }
 
+/// Lets a slot of a pool be used.
+#[inline(always)]
+fn usable<T>(slot: NonNull<Slot<T>>) {
+    // SAFETY: a slot is memory of its pool.
+    unsafe { guard::usable(slot.as_ptr().cast(), mem::size_of::<Slot<T>>()) };
+}
+
+/// Poisons a free slot of a pool.
+#[inline(always)]
+fn unusable<T>(slot: NonNull<Slot<T>>) {
+    // SAFETY: a slot is memory of its pool; it is free, so there is no value in it.
+    unsafe { guard::unusable(slot.as_ptr().cast(), mem::size_of::<Slot<T>>()) };
+}
+
 /// Slots taken at once from the global allocator.
 struct SlotBlock<T> {
     start: NonNull<Slot<T>>,
@@ -73,6 +88,8 @@ impl<T> SlotBlock<T> {
         debug_assert!(layout.size() != 0, "a slot holds a pointer at least");
         // SAFETY: a block has at least one slot, and a slot a pointer's size.
         let start = NonNull::new(unsafe { std::alloc::alloc(layout) }).ok_or(AllocError::OutOfMemory)?;
+        // SAFETY: new, so no value is in it.
+        unsafe { guard::unusable(start.as_ptr(), layout.size()) };
         Ok(SlotBlock {
             start: start.cast(),
             slots,
@@ -85,7 +102,10 @@ impl<T> Drop for SlotBlock<T> {
         // SAFETY: `new` made a layout of these numbers.
         let layout = unsafe { Layout::array::<Slot<T>>(self.slots).unwrap_unchecked() };
         // SAFETY: taken in `new` with this layout; its owner goes away.
-        unsafe { std::alloc::dealloc(self.start.as_ptr().cast(), layout) }
+        unsafe {
+            guard::usable(self.start.as_ptr().cast(), layout.size());
+            std::alloc::dealloc(self.start.as_ptr().cast(), layout)
+        }
     }
 }
 
@@ -242,9 +262,11 @@ impl<T> Pool<T> {
         if let Some(slot) = NonNull::new(self.last.get()) {
             self.last.set(ptr::null_mut());
             self.live.set(self.live.get() + 1);
+            usable(slot);
             return Ok(slot);
         }
         if let Some(slot) = NonNull::new(self.free.get()) {
+            usable(slot);
             // SAFETY: a slot on the free list holds the next one (P1).
             self.free.set(unsafe { slot.as_ref().next });
             self.live.set(self.live.get() + 1);
@@ -266,7 +288,9 @@ impl<T> Pool<T> {
         // SAFETY: `fresh < end`: the next slot, or the end, is in the same block.
         self.fresh.set(unsafe { slot.add(1) });
         self.live.set(self.live.get() + 1);
-        NonNull::new(slot).ok_or(AllocError::OutOfMemory)
+        let slot = NonNull::new(slot).ok_or(AllocError::OutOfMemory)?;
+        usable(slot);
+        Ok(slot)
     }
 
     /// Makes a block's slots the fresh ones; those of the block before are used up.
@@ -287,11 +311,13 @@ impl<T> Pool<T> {
     /// The slot was taken from this pool, holds no value any more, and nobody uses it afterwards.
     #[inline(always)]
     unsafe fn give(&self, slot: NonNull<Slot<T>>) {
-        let last = self.last.replace(slot.as_ptr());
-        if !last.is_null() {
+        unusable(slot);
+        if let Some(last) = NonNull::new(self.last.replace(slot.as_ptr())) {
+            usable(last);
             // SAFETY: a free slot of this pool, in no list (P1), is ours to write.
-            unsafe { (*last).next = self.free.get() };
-            self.free.set(last);
+            unsafe { (*last.as_ptr()).next = self.free.get() };
+            unusable(last);
+            self.free.set(last.as_ptr());
         }
         self.live.set(self.live.get() - 1);
     }
@@ -306,8 +332,9 @@ impl<T> Pool<T> {
         let mut free = std::collections::HashSet::new();
         free.insert(self.last.get().addr());
         let mut next = self.free.get();
-        while !next.is_null() {
+        while let Some(slot) = NonNull::new(next) {
             free.insert(next.addr());
+            usable(slot);
             // SAFETY: a slot on the free list holds the next one (P1).
             next = unsafe { (*next).next };
         }
@@ -701,7 +728,10 @@ impl Drop for RawBlock {
     fn drop(&mut self) {
         if self.bytes != 0 {
             // SAFETY: taken in `RawPool::add_block` with these numbers; its owner goes away.
-            unsafe { aligned_free(self.start, self.bytes, self.align) }
+            unsafe {
+                guard::usable(self.start.as_ptr(), self.bytes);
+                aligned_free(self.start, self.bytes, self.align)
+            }
         }
     }
 }
@@ -903,7 +933,10 @@ impl RawPool {
         self.free = left;
         debug_assert!(left < self.stack.len());
         // SAFETY: R1: the stack is never shorter than the number of free objects.
-        Ok(unsafe { *self.stack.get_unchecked(left) })
+        let object = unsafe { *self.stack.get_unchecked(left) };
+        // SAFETY: an object of the pool, as long as the stride.
+        unsafe { guard::usable(object.as_ptr(), self.stride) };
+        Ok(object)
     }
 
     /// Takes a slot that was never handed out.
@@ -921,6 +954,8 @@ impl RawPool {
         // `add_block` reserved room in both for every slot.
         self.stack.push(object);
         self.places.push(0);
+        // SAFETY: an object of the pool, as long as the stride.
+        unsafe { guard::usable(object.as_ptr(), self.stride) };
         Ok(object)
     }
 
@@ -945,6 +980,8 @@ impl RawPool {
             *self.stack.get_unchecked_mut(free) = object;
             *self.places.get_unchecked_mut(slot) = free;
         }
+        // SAFETY: an object of the pool, as long as the stride, that its user gives back.
+        unsafe { guard::unusable(object.as_ptr(), self.stride) };
         self.free = free + 1;
         Ok(())
     }
@@ -1048,6 +1085,8 @@ impl RawPool {
             align: self.align,
             first: self.slots,
         };
+        // SAFETY: new, so no object of it is handed out.
+        unsafe { guard::unusable(block.start.as_ptr(), bytes) };
         let before = mem::replace(&mut self.newest, block);
         if let Some(regions) = grown {
             self.older.push(before);

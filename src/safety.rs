@@ -43,8 +43,11 @@
 //! | command | what | goes red when broken: shown by |
 //! |---|---|---|
 //! | `cargo test` | all of the tests | `tests/mutations` |
-//! | `.ci/run` | those, longer, in release, and chaos and soak of a minute | |
-//! | `.ci/long` | the breaks, fuzzing, chaos of ten minutes, other crates' own suites under chaos, soak | |
+//! | `.ci/run` | those, longer, in release, and chaos and soak of a minute; hardened mode | |
+//! | `.ci/long` | the breaks, fuzzing, chaos of ten minutes, other crates' own suites under chaos, soak; the two below | |
+//! | `.ci/loom` | the paths between threads in every order, on the crate's own code | `.ci/loom mutants`: each ordering weakened |
+//! | `.ci/sanitizers` | the tests under the address, leak and thread sanitizers; free memory of the arenas poisoned | `tests/poisoned.rs`: faults made on purpose, reported only where poisoning is on |
+//! | `cargo test --features hardened` | all of the tests with every block checked | `tests/hardened.rs`: misuse in children; breaks of `src/guard.rs` |
 //! | `cargo run --manifest-path tests/mutations/Cargo.toml` | each break in turn | a break that survives is an error, and so is one whose text is gone |
 //! | `fuzz/run` | programs of operations by libFuzzer, on the heap, two threads, arenas, pools, aligned memory | |
 //! | `tests/chaos_crates/upstream.sh` | the suites of bytes, hashbrown, indexmap, serde_json, regex, rayon and crossbeam under chaos | `tests/shadow.rs`: chaos and shadow map over allocators broken on purpose |
@@ -56,12 +59,28 @@
 //! Each `unsafe` stands under a `SAFETY` line, each `unsafe fn` has a `# Safety` section, and a lint refuses the crate
 //! otherwise (`undocumented_unsafe_blocks`, `missing_safety_doc`, `unsafe_op_in_unsafe_fn` in `Cargo.toml`).
 //!
+//! # Hardened mode
+//!
+//! A build with the feature `hardened` sends every call to the slow path and looks there. It sees what the plain build sees,
+//! and besides:
+//!
+//! - both double frees that the inline path misses: of a block at the position, because the one behind it was freed in
+//!   between, and of a small block by its own thread after another freed it;
+//! - a free of an address of the reservation that was never a block, at any place in it;
+//! - a write up to 16 bytes past a block's end, when the block is freed, by whichever thread;
+//! - a free with another size, or of the inside of a block: the mark there is not the one that address and size make;
+//! - and a reader of freed memory finds junk, a resized block always moves: who uses the old place is soon found.
+//!
+//! It does not see a write beyond the mark, one into a block that was freed before, or a second free once the memory is
+//! another block's of the same place and size. The address sanitizer with the feature `asan` sees the first two as they
+//! happen.
+//!
 //! # What is not proved
 //!
 //! - It is tested, not verified: no proof assistant has seen it, and the models are as good as the people who wrote them.
 //! - Orders of memory are modelled for two and three threads and a few steps each, and run on x86-64 alone.
 //! - Freeing twice, freeing what is not a block, and a wrong layout are undefined behaviour, as with every allocator; they
-//!   end the process only where the maps show them (see [`design`](crate::design), *What is not seen*).
+//!   end the process only where the maps show them (see [`design`](crate::design), *What is not seen*), or hardened mode.
 //! - Allocating in a signal handler is undefined, as with most allocators: a `&mut` to the thread's heap may be alive.
 //! - The system is taken at its word: pages given back read as zero, a reservation is nobody else's.
 //! - Memory that is never given back to the system is not looked for beyond an hour's soak.

@@ -130,6 +130,54 @@ reported! {
         // SAFETY: none after going back.
         unsafe { p.read_volatile() };
     };
+    a_pools_slot_read_after_its_handle_was_dropped: |wrong| {
+        let pool = stepalloc::Pool::new();
+        let mut handles: Vec<_> = (0..9).map(|n| pool.alloc([n; 4])).collect();
+        let p = std::ptr::from_mut(&mut *handles[3]);
+        if wrong {
+            handles.clear();
+        }
+        // SAFETY: none where the value was dropped.
+        unsafe { p.cast::<u64>().add(1).read_volatile() };
+    };
+    a_pools_slot_read_that_was_given_back_last: |wrong| {
+        let pool = stepalloc::SharedPool::new();
+        let mut handle = pool.alloc(7u64);
+        let p = std::ptr::from_mut(&mut *handle);
+        if wrong {
+            drop(handle);
+        }
+        // SAFETY: none where the value was dropped.
+        unsafe { p.read_volatile() };
+    };
+    the_list_of_a_pools_free_slots_read: |wrong| {
+        let pool = stepalloc::Pool::new();
+        let mut handles: Vec<_> = (0..9).map(|n: u64| pool.alloc(n)).collect();
+        let p = std::ptr::from_mut(&mut *handles[3]);
+        handles.clear();
+        handles.extend((0..if wrong { 1 } else { 9 }).map(|n| pool.alloc(n)));
+        // SAFETY: none where the slot was not taken again.
+        unsafe { p.read_volatile() };
+    };
+    a_raw_pools_object_read_after_it_was_freed: |wrong| {
+        let mut pool = stepalloc::RawPool::growing(24, 2).unwrap();
+        let objects: Vec<_> = (0..9).map(|_| pool.alloc().unwrap()).collect();
+        if wrong {
+            pool.free(objects[3]).unwrap();
+        }
+        // SAFETY: none where the object was given back.
+        unsafe { objects[3].as_ptr().write_volatile(1) };
+    };
+    a_raw_pools_object_read_that_was_never_handed_out: |wrong| {
+        let mut pool = stepalloc::RawPool::fixed(32, 9).unwrap();
+        let mut object = pool.alloc().unwrap();
+        if !wrong {
+            object = pool.alloc().unwrap();
+        }
+        let at = if wrong { 32 } else { 0 };
+        // SAFETY: none for the object behind the first.
+        unsafe { object.as_ptr().add(at).write_volatile(1) };
+    };
     memory_of_the_hole_read: |wrong| {
         let _scope = ArenaScope::enter();
         let block = Block::new(48, 8);
