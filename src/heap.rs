@@ -894,7 +894,7 @@ impl Heap {
 
     fn alloc_small(&mut self, size: usize, align: usize) -> Result<*mut u8, Refused> {
         let count = granules(size);
-        let align = scope_align(size, align);
+        let align = scope_align(size.wrapping_add(GUARD), align);
         let index = lane_of(size.max(1).wrapping_sub(1));
         let p = self.bump_any(index, count, align);
         if !p.is_null() {

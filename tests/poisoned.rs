@@ -66,7 +66,6 @@ reported! {
         }
         // SAFETY: as above.
         unsafe { p.write_volatile(1) };
-        std::mem::forget((p, layout));
     };
     a_block_read_after_another_thread_freed_it: |wrong| {
         let _scope = ArenaScope::enter();
