@@ -24,6 +24,7 @@ mod groups;
 
 use std::hint::black_box;
 use std::time::Instant;
+use stepalloc_measure::rounds::Rounds;
 use stepalloc_measure::sample::median;
 use stepalloc_measure::table::{figure, Table};
 
@@ -58,10 +59,9 @@ pub fn compare(group: &str, ops: u64, target: f64, mut contenders: Vec<Contender
     let start = Instant::now();
     let expected = (contenders[0].run)();
     let rounds = (LEAST_NANOS / start.elapsed().as_nanos() as f64) as usize;
-    let mut order: Vec<usize> = (0..contenders.len()).collect();
+    let mut order = Rounds::new(0..contenders.len(), 0x5eed);
     for _ in 0..rounds.clamp(ROUNDS, 100 * ROUNDS) {
-        fastrand::shuffle(&mut order);
-        for &who in &order {
+        for &who in order.next_round() {
             let start = Instant::now();
             let sum = black_box((contenders[who].run)());
             times[who].push(start.elapsed().as_nanos() as f64 / ops as f64);
