@@ -234,13 +234,13 @@ fn against_best(group: &str, figures: &Figures) -> Vec<Section> {
                 rows.push(Row {
                     cells: vec![
                         row.clone(),
+                        verdict.into(),
                         meaning(name).into(),
                         figure(figures.median(&row, name, "System")),
                         format!("{} ({peer})", figure(Some(peer_median))),
                         figure(figures.median(&row, name, "stepalloc")),
                         with_interval(system, figures.interval(&row, name, "stepalloc", "System")),
                         with_interval(Some(ratio), interval),
-                        verdict.into(),
                     ],
                     loses,
                 });
@@ -248,13 +248,13 @@ fn against_best(group: &str, figures: &Figures) -> Vec<Section> {
         }
         let heads = [
             "work",
+            "verdict",
             "figure",
             "System",
             "best peer",
             "stepalloc",
             "to System",
             "to the best peer",
-            "",
         ];
         Section {
             title: format!("{title}: stepalloc to the best general allocator"),
@@ -304,7 +304,13 @@ fn one_row(group: &str, figures: &Figures, row: &str) -> Option<Section> {
     };
     columns.sort_by_key(place);
     columns.dedup();
-    let best = best_peer(figures, row, &main).map(|(_, median)| median);
+    let best = best_peer(figures, row, &main).map_or("", |(peer, _)| peer);
+    let loses = |column: &str| {
+        let ratio = figures
+            .ratio(row, &main, column, best)
+            .filter(|_| who(column) == Who::Ours);
+        ratio.is_some_and(|ratio| verdict(ratio, figures.interval(row, &main, column, best)) == "loses")
+    };
     let bar = |column: &String| {
         let value = figures.median(row, &main, column)?;
         let values: Vec<f64> = figures.rounds(row, &main, column)?.values().copied().collect();
@@ -313,13 +319,18 @@ fn one_row(group: &str, figures: &Figures, row: &str) -> Option<Section> {
             value,
             interval: sample::interval(&[values]),
             who: match who(column) {
-                Who::Ours if best.is_some_and(|best| value > best) => Who::OursLosing,
+                Who::Ours if loses(column) => Who::OursLosing,
                 other => other,
             },
         })
     };
     let table_row = |column: &String| {
-        let mut cells = vec![column.clone()];
+        let loses = loses(column);
+        let mut cells = vec![if loses {
+            format!("{column} (loses)")
+        } else {
+            column.clone()
+        }];
         cells.extend(names.iter().map(|name| figure(figures.median(row, name, column))));
         let ratio = figures
             .ratio(row, &main, column, "System")
@@ -328,7 +339,7 @@ fn one_row(group: &str, figures: &Figures, row: &str) -> Option<Section> {
             .interval(row, &main, column, "System")
             .filter(|_| column != "System");
         cells.push(with_interval(ratio, interval));
-        Row { cells, loses: false }
+        Row { cells, loses }
     };
     let bars: Vec<Bar> = columns.iter().filter_map(bar).collect();
     let heads = std::iter::once("allocator").chain(names.iter().map(|name| meaning(name)));
@@ -382,9 +393,9 @@ fn explicit(figures: &Figures) -> Option<Section> {
                 cells: vec![
                     row.clone(),
                     column.clone(),
+                    verdict.into(),
                     figure(figures.median(&row, "ns", column)),
                     with_interval(ratio, interval.filter(|_| best.is_some_and(|(peer, _)| peer != column))),
-                    verdict.into(),
                 ],
                 loses,
             });
@@ -398,9 +409,15 @@ fn explicit(figures: &Figures) -> Option<Section> {
             bars,
             reference: Some(1.0),
         },
-        heads: ["group", "contender", "ns an operation", "to the fastest peer", ""]
-            .map(Into::into)
-            .to_vec(),
+        heads: [
+            "group",
+            "contender",
+            "verdict",
+            "ns an operation",
+            "to the fastest peer",
+        ]
+        .map(Into::into)
+        .to_vec(),
         rows,
         is_detail: false,
     })
