@@ -7,7 +7,9 @@ use crate::sections::{Chart, Who};
 
 const WIDTH: u32 = 360;
 const ROW: u32 = 20;
-const LABELS: u32 = 154;
+const LABELS: u32 = 166;
+/// Letters of a label that have room; the description and the table have the whole of it.
+const LETTERS: usize = 26;
 /// plotters writes four fifths of it: 11 pixels.
 const TEXT: u32 = 14;
 
@@ -21,9 +23,9 @@ const OTHER: RGBColor = RGBColor(0xb9, 0xb9, 0xc2);
 
 /// The roles' colours: attributes of an SVG have less weight than any rule of a style sheet.
 pub const STYLE: &str = r##"
-svg text { fill: #1d1d1f; font-family: system-ui, sans-serif; }
+svg text { fill: #1d1d1f; font-family: system-ui, sans-serif; paint-order: stroke; stroke: #fff; stroke-width: 3px; }
 @media (prefers-color-scheme: dark) {
-  svg text { fill: #f0f0f3; }
+  svg text { fill: #f0f0f3; stroke: #17171a; }
   svg [fill="#1D1D1F"] { fill: #f0f0f3; }
   svg [stroke="#1D1D1F"] { stroke: #f0f0f3; }
   svg [stroke="#D8D8DC"] { stroke: #45454d; }
@@ -67,6 +69,14 @@ fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
+/// The label as far as it has room.
+fn shortened(label: &str) -> String {
+    if label.chars().count() <= LETTERS {
+        return label.into();
+    }
+    label.chars().take(LETTERS - 1).chain(['\u{2026}']).collect()
+}
+
 fn draw(chart: &Chart, height: u32, into: &mut String) -> Result<(), Box<dyn std::error::Error>> {
     let bars = &chart.bars;
     let ends = bars
@@ -102,6 +112,11 @@ fn draw(chart: &Chart, height: u32, into: &mut String) -> Result<(), Box<dyn std
         .label_style(text())
         .x_label_formatter(&|value| format!("{}", (value * 1000.0).round() / 1000.0))
         .draw()?;
+    // The line before the bars, so that their values can be read across it.
+    if let Some(reference) = chart.reference {
+        let line = [0.0, bars.len() as f64].map(|y| (reference, y));
+        plot.draw_series([PathElement::new(line.to_vec(), INK.stroke_width(1))])?;
+    }
     // From above to below, in the order of the bars.
     for (index, bar) in bars.iter().enumerate() {
         let (middle, end) = (at(index) + 0.5, bar.value.min(most * 1.02));
@@ -130,11 +145,7 @@ fn draw(chart: &Chart, height: u32, into: &mut String) -> Result<(), Box<dyn std
         plot.draw_series([Text::new(value, (label_at + room * 0.015, middle), style)])?;
         let style = text().pos(Pos::new(HPos::Right, VPos::Center));
         let y = plot.backend_coord(&(0.0, middle)).1;
-        area.draw(&Text::new(bar.label.clone(), (LABELS as i32 - 6, y), style))?;
-    }
-    if let Some(reference) = chart.reference {
-        let line = [0.0, bars.len() as f64].map(|y| (reference, y));
-        plot.draw_series([PathElement::new(line.to_vec(), INK.stroke_width(1))])?;
+        area.draw(&Text::new(shortened(&bar.label), (LABELS as i32 - 6, y), style))?;
     }
     area.present()?;
     Ok(())

@@ -77,7 +77,10 @@ fn fixture(folder: &Path) {
             values(
                 &["arena/alloc/u64"],
                 &[("ns", 2.0)],
-                &[("stepalloc; kept", 1.1), ("bumpalo", 1.0)],
+                &[
+                    ("stepalloc; kept; with a name as long as they come", 1.1),
+                    ("bumpalo", 1.0),
+                ],
                 15,
             ),
             15,
@@ -125,6 +128,10 @@ const LOOK: &str = r#"(() => {
     losing: [...document.querySelectorAll("tr.loses")].filter((row) => row.textContent.includes("loses")).length,
     wide: wide.map((element) => element.outerHTML.slice(0, 80)),
     scrolls: document.documentElement.scrollWidth > innerWidth,
+    cut: charts.filter((svg) => svg.checkVisibility() && [...svg.querySelectorAll("text")].some((text) => {
+      const [inner, outer] = [text.getBoundingClientRect(), svg.getBoundingClientRect()];
+      return inner.left < outer.left || inner.right > outer.right || inner.bottom > outer.bottom;
+    })).map((svg) => svg.querySelector("title").textContent),
     small: charts.filter((svg) => svg.checkVisibility() && small(svg)).length,
     ground: getComputedStyle(document.body).backgroundColor,
     ink: getComputedStyle(document.body).color,
@@ -160,6 +167,7 @@ fn the_page_can_be_read_by_everyone_and_asks_nobody() {
         assert_eq!(count("width"), width, "{look}");
         assert_eq!(look["wide"], json!([]), "wider than the window");
         assert_eq!(look["scrolls"], json!(false), "the page scrolls sideways");
+        assert_eq!(look["cut"], json!([]), "a chart's text leaves it");
         assert_eq!(count("small"), 0, "text too small to read: {look}");
         assert_ne!(look["ground"], look["ink"]);
         assert_eq!(look["ink"], look["chartInk"], "the charts' text follows the scheme");
