@@ -109,6 +109,10 @@ fn cargo(verb: &str, group: &Group) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args([verb, "--release", "--locked", "--quiet", "--manifest-path"]);
     command.arg(group.folder().join("Cargo.toml")).stdin(Stdio::null());
+    // One folder for all: the peers' C and C++ is built once.
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/benches");
+    let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| own.into());
+    command.arg("--target-dir").arg(target);
     command
 }
 

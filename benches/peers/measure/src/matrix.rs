@@ -253,3 +253,49 @@ pub(crate) fn run_cell(cell: &Cell, limit: Duration) -> Result<Vec<(String, f64)
         .map(|line| parse(line).ok_or(format!("printed {line:?}, not `name value`")))
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stopped_run_goes_on_with_what_is_missing() {
+        let folder = std::env::temp_dir().join(format!("stepalloc-matrix-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let (csv, log) = (folder.join("values.csv"), folder.join("log"));
+        let cell = |row: &str| Cell {
+            row: row.into(),
+            column: "System".into(),
+            program: "sh".into(),
+            arguments: [
+                "-c".into(),
+                format!("echo {row} >> {}; echo ns 1", log.display()).into(),
+            ]
+            .to_vec(),
+        };
+        let cells = [cell("one"), cell("two")];
+        let plan = |resume| Plan {
+            rounds: 3,
+            limit: Duration::from_secs(60),
+            seed: 1,
+            csv: Some(&csv),
+            resume,
+            counts_syscalls: false,
+        };
+        let runs = || std::fs::read_to_string(&log).unwrap().lines().count();
+        let whole = run(&cells, &plan(false)).unwrap().to_csv();
+        assert_eq!(runs(), 6);
+        let written = std::fs::read_to_string(&csv).unwrap();
+        let mut lines: Vec<&str> = written.lines().collect();
+        assert_eq!(lines.len(), 7);
+        // Stopped within the last line.
+        let torn = lines.pop().unwrap();
+        std::fs::write(&csv, lines.join("\n") + "\n" + &torn[..torn.len() - 1]).unwrap();
+        assert_eq!(run(&cells, &plan(true)).unwrap().to_csv(), whole);
+        assert_eq!(runs(), 7);
+        assert_eq!(Figures::read_csv(&csv).unwrap().to_csv(), whole);
+        run(&cells, &plan(true)).unwrap();
+        assert_eq!(runs(), 7);
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+}
