@@ -108,7 +108,7 @@ fn aligned(random: &mut Random) {
 fn work(number: u64, rounds: usize) {
     let mut random = Random::new(chaos::seed() ^ number);
     for _ in 0..rounds {
-        let mut one = |random: &mut Random| match random.below(4) {
+        let one = |random: &mut Random| match random.below(4) {
             0 => vector(random),
             1 => aligned(random),
             _ => workload::any(random),
