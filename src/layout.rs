@@ -61,10 +61,17 @@ pub const SEGMENT_MAX: usize = 1 << min(36, usize::BITS as usize - 4);
 /// No reservation has more segments.
 pub const SEGMENTS_MAX: usize = 256;
 
+/// Bytes behind each block that nobody may use, in the builds that check blocks: see `guard`.
+pub const GUARD: usize = if cfg!(any(feature = "hardened", feature = "asan")) {
+    16
+} else {
+    0
+};
+
 /// The span that a block of `size` bytes needs, in units.
 #[inline]
 pub const fn units(size: usize) -> usize {
-    max(align_up(size, UNIT) / UNIT, 1)
+    max(align_up(size.wrapping_add(GUARD), UNIT) / UNIT, 1)
 }
 
 /// One less than the bytes that a block of the small area occupies, from one less than its size: whole granules, and whole
@@ -87,7 +94,7 @@ pub const fn line_mask(size_less_one: usize) -> usize {
 /// The granules that a block of `size` bytes occupies; size 0 counts as 1.
 #[inline(always)]
 pub const fn granules(size: usize) -> usize {
-    last_byte(max(size, 1).wrapping_sub(1)).wrapping_add(1) / GRANULE
+    last_byte(max(size, 1).wrapping_add(GUARD).wrapping_sub(1)).wrapping_add(1) / GRANULE
 }
 
 /// The bits of `count` granules (1 to 64) from bit `first` on that fall into the first word.

@@ -53,9 +53,10 @@ pub(super) enum Source {
 }
 
 impl Source {
-    /// The system where it offers reservations. (Miri knows `mmap`, but not protections.)
+    /// The system where it offers reservations. (Miri knows `mmap`, but not protections; a model must not find a block
+    /// that its last execution kept.)
     pub(super) const fn preferred() -> Source {
-        if sys::HAS_RESERVATIONS && !cfg!(miri) {
+        if sys::HAS_RESERVATIONS && !cfg!(miri) && !cfg!(loom) {
             Source::System
         } else {
             Source::Heap

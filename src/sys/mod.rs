@@ -27,9 +27,35 @@ mod os;
 mod os;
 
 pub use os::{
-    address_space, advise_huge, coarse_millis, commit, decommit, die, discard, release, reserve, resident,
-    thread_faults, HAS_RESERVATIONS,
+    address_space, advise_huge, coarse_millis, commit, decommit, die, discard, resident, thread_faults,
+    HAS_RESERVATIONS,
 };
+#[cfg(not(loom))]
+pub use os::{release, reserve};
+
+/// Under a model checker an execution gives back what it has reserved: a model has many thousand of them.
+#[cfg(loom)]
+pub fn reserve(bytes: usize) -> *mut u8 {
+    let p = os::reserve(bytes);
+    let addr = p.expose_provenance();
+    crate::sync::modelled::keep_mapping(
+        addr,
+        // SAFETY: the reservation just made; at its end nothing of the execution is used any more.
+        Box::new(move || unsafe { os::release(core::ptr::with_exposed_provenance_mut(addr), bytes) }),
+    );
+    p
+}
+
+/// Undoes `reserve`.
+///
+/// # Safety
+/// As for the system's.
+#[cfg(loom)]
+pub unsafe fn release(p: *mut u8, bytes: usize) {
+    crate::sync::modelled::drop_mapping(p.addr());
+    // SAFETY: the caller's promise.
+    unsafe { os::release(p, bytes) }
+}
 
 /// The page that memory is committed and given back by: 4 KiB, a multiple of it where the system's is larger.
 #[inline]
