@@ -242,6 +242,18 @@ mod tests {
     }
 
     #[test]
+    fn the_constants_are_what_they_are_said_to_be() {
+        assert_eq!((GRANULE, WORD_BYTES, SHORT_MAX), (16, 1 << 10, 1 << 10));
+        assert_eq!((SMALL_MAX, SMALL_ALIGN_MAX, LINE_FROM), (8 << 10, 4 << 10, 64));
+        assert_eq!((UNIT, UNIT * REGION_UNITS, CHUNK), (1 << 10, 4 << 20, 64 << 10));
+        assert_eq!((CHUNK_UNITS * UNIT, CHUNK_GRANULES * GRANULE), (CHUNK, CHUNK));
+        assert_eq!((HOLE_MAX * GRANULE, PART, HEADER_BYTES), (64 << 10, 64 << 10, 4 << 10));
+        assert_eq!((AREA_ALIGN, SEGMENT_MIN, REGION_BYTES), (2 << 20, 8 << 20, 36 << 10));
+        #[cfg(target_pointer_width = "64")]
+        assert_eq!(SEGMENT_MAX, 64 << 30);
+    }
+
+    #[test]
     fn sizes_become_granules_and_units() {
         for size in 0..5_000 {
             let line = if size >= 64 { 64 } else { 16 };
