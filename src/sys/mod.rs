@@ -26,6 +26,15 @@ mod os;
 #[path = "none.rs"]
 mod os;
 
+// The calls of `unix.rs` with a seam for tests: see the file.
+#[cfg(all(
+    stepalloc_faults,
+    target_os = "linux",
+    target_pointer_width = "64",
+    not(stepalloc_no_sys)
+))]
+pub mod faults;
+
 pub use os::{
     address_space, advise_huge, coarse_millis, commit, decommit, die, discard, release, reserve, resident,
     thread_faults, HAS_RESERVATIONS,

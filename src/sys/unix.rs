@@ -3,6 +3,8 @@
 //! `discard` is `MADV_DONTNEED` on Linux and never `MADV_FREE`: later reads must see zeros, or the known-zero marks
 //! above would lie. On other systems, where `MADV_DONTNEED` may keep the contents, the range is mapped anew.
 
+#[cfg(all(stepalloc_faults, target_os = "linux"))]
+use super::faults as libc;
 use crate::sync::{AtomicUsize, Ordering};
 use core::ffi::c_void;
 
