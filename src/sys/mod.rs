@@ -5,7 +5,7 @@
 //! | `reserve(bytes)` | address space that no access may touch yet, page aligned; null if refused |
 //! | `release(p, bytes)` | gives a whole reservation back |
 //! | `commit(p, bytes)` | makes whole pages of a reservation readable and writable, zero where never touched; `false` if refused |
-//! | `discard(p, bytes)` | drops the contents of whole committed pages; they read as zero again and cost no memory until touched |
+//! | `discard(p, bytes)` | drops the contents of whole committed pages; they read as zero again and cost no memory until touched; `false`, and all is as it was, if refused |
 //! | `decommit(p, bytes)` | takes whole pages back to merely reserved; committed again they read as zero; `false` if refused |
 //! | `advise_huge(p, bytes)` | a wish: back these committed pages with huge pages |
 //! | `resident(p, bytes)` | how many bytes of these whole pages are in memory now |

@@ -63,28 +63,23 @@ pub unsafe fn commit(p: *mut u8, bytes: usize) -> bool {
     unsafe { libc::mprotect(p.cast::<c_void>(), bytes, PROT_RW) == 0 }
 }
 
-/// Drops the contents of whole committed pages; they read as zero afterwards.
+/// Drops the contents of whole committed pages; they read as zero afterwards. `false` if the system refuses: then they
+/// are as they were.
 ///
 /// # Safety
 /// The range is page aligned, committed, and holds no data that anyone will read again.
-pub unsafe fn discard(p: *mut u8, bytes: usize) {
+pub unsafe fn discard(p: *mut u8, bytes: usize) -> bool {
     #[cfg(any(target_os = "linux", target_os = "android"))]
-    // SAFETY: by the caller's promise nobody reads the old contents. The call fails only for locked pages, which
-    // then stay as they are: zero is not promised for memory that was ever used (known-zero marks never move down).
+    // SAFETY: by the caller's promise nobody reads the old contents. The call fails for locked pages, which then stay as
+    // they are: zero is not promised for memory that was ever used (known-zero marks never move down).
     unsafe {
-        libc::madvise(p.cast::<c_void>(), bytes, libc::MADV_DONTNEED);
+        libc::madvise(p.cast::<c_void>(), bytes, libc::MADV_DONTNEED) == 0
     }
     #[cfg(not(any(target_os = "linux", target_os = "android")))]
     // SAFETY: replaces our own pages, whose contents nobody reads again, by fresh ones at the same place.
     unsafe {
-        libc::mmap(
-            p.cast::<c_void>(),
-            bytes,
-            PROT_RW,
-            MAP_PRIVATE_ANON | libc::MAP_FIXED,
-            -1,
-            0,
-        );
+        let flags = MAP_PRIVATE_ANON | libc::MAP_FIXED;
+        libc::mmap(p.cast::<c_void>(), bytes, PROT_RW, flags, -1, 0) != libc::MAP_FAILED
     }
 }
 
