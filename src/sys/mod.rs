@@ -5,7 +5,7 @@
 //! | `reserve(bytes)` | address space that no access may touch yet, page aligned; null if refused |
 //! | `release(p, bytes)` | gives a whole reservation back |
 //! | `commit(p, bytes)` | makes whole pages of a reservation readable and writable, zero where never touched; `false` if refused |
-//! | `discard(p, bytes)` | drops the contents of whole committed pages; they read as zero again and cost no memory until touched |
+//! | `discard(p, bytes)` | drops the contents of whole committed pages; they read as zero again and cost no memory until touched; `false`, and all is as it was, if refused |
 //! | `decommit(p, bytes)` | takes whole pages back to merely reserved; committed again they read as zero; `false` if refused |
 //! | `advise_huge(p, bytes)` | a wish: back these committed pages with huge pages |
 //! | `resident(p, bytes)` | how many bytes of these whole pages are in memory now |
@@ -25,6 +25,15 @@ mod os;
 #[cfg(not(all(unix, target_pointer_width = "64", not(stepalloc_no_sys))))]
 #[path = "none.rs"]
 mod os;
+
+// The calls of `unix.rs` with a seam for tests: see the file.
+#[cfg(all(
+    stepalloc_faults,
+    target_os = "linux",
+    target_pointer_width = "64",
+    not(stepalloc_no_sys)
+))]
+pub mod faults;
 
 pub use os::{
     address_space, advise_huge, coarse_millis, commit, decommit, die, discard, resident, thread_faults,
