@@ -20,6 +20,9 @@
 /// Whether the heap sends every call to the slow path.
 pub const CHECKED: bool = cfg!(any(feature = "hardened", feature = "asan"));
 
+/// Whether the address sanitizer is told which memory is free.
+pub const POISONING: bool = cfg!(feature = "asan");
+
 #[cfg(feature = "hardened")]
 mod hardened {
     use crate::layout::GUARD;

@@ -94,6 +94,42 @@ reported! {
         // SAFETY: none for the byte behind the block.
         unsafe { block.bytes().as_ptr().add(at).read_volatile() };
     };
+    memory_of_an_arena_read_after_its_reset: |wrong| {
+        let mut arena = stepalloc::Arena::new();
+        let p = std::ptr::from_mut(arena.alloc(7u64));
+        if wrong {
+            arena.reset();
+        }
+        // SAFETY: none after the reset.
+        unsafe { p.read_volatile() };
+        arena.reset();
+        assert_eq!(*arena.alloc(9u64), 9, "usable again");
+    };
+    memory_of_an_arena_read_after_its_scope: |wrong| {
+        let mut arena = stepalloc::Arena::new();
+        let p = arena.scope(|step| {
+            let p = std::ptr::from_mut(step.alloc(7u64));
+            // SAFETY: live here.
+            unsafe { p.read_volatile() };
+            p
+        });
+        if wrong {
+            // SAFETY: none after the scope.
+            unsafe { p.read_volatile() };
+        }
+    };
+    memory_of_an_arena_read_after_going_back: |wrong| {
+        let arena = stepalloc::Arena::new();
+        let _first = arena.alloc(1u64);
+        let checkpoint = arena.checkpoint();
+        let p = std::ptr::from_mut(arena.alloc(7u64));
+        if wrong {
+            // SAFETY: what was made since is not used, but for the fault.
+            unsafe { arena.reset_to(&checkpoint).unwrap() };
+        }
+        // SAFETY: none after going back.
+        unsafe { p.read_volatile() };
+    };
     memory_of_the_hole_read: |wrong| {
         let _scope = ArenaScope::enter();
         let block = Block::new(48, 8);

@@ -23,6 +23,7 @@
 
 use crate::align::{align_down, align_up, checked_align_up, max, min, CACHE_LINE};
 use crate::error::AllocError;
+use crate::guard;
 use crate::sys;
 use core::alloc::Layout;
 use core::ptr::NonNull;
@@ -178,6 +179,8 @@ impl Block {
         if self.source == Source::Heap {
             return false;
         }
+        // SAFETY: the block's own memory; it is usable again when it is committed again.
+        unsafe { guard::usable(self.base.as_ptr().add(keep), self.committed - keep) };
         // SAFETY: B1: the range is whole pages of this reservation, and the caller says that nobody uses them.
         let gone = unsafe { sys::decommit(self.base.as_ptr().add(keep), self.committed - keep) };
         if gone {
@@ -190,6 +193,8 @@ impl Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
+        // SAFETY: the block's own memory, whose next user knows nothing of us.
+        unsafe { guard::usable(self.base.as_ptr(), self.committed) };
         match self.source {
             // SAFETY: B3: this is the one reservation made in `new`, and its owner goes away.
             Source::System => unsafe { sys::release(self.base.as_ptr(), self.bytes) },
