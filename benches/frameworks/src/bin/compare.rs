@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use clap::Parser;
 use stepalloc_frameworks::programs::{Entry, PROGRAMS};
-use stepalloc_measure::matrix::{self, Cell, Figures};
+use stepalloc_measure::figures::Figures;
+use stepalloc_measure::matrix::{self, Cell};
 use stepalloc_measure::table::{figure, Table};
 
 /// A column: its name, its binary, and how its steps run.
@@ -56,9 +57,12 @@ struct Options {
     /// Take the least of the rounds instead of the median: steadier on a machine that others use too
     #[arg(long)]
     least: bool,
-    /// Also write every value here, comma-separated
+    /// Also write every value here, comma-separated, as soon as it is known
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
+    /// Take from that file what it has already, and run the rest
+    #[arg(long, requires = "csv")]
+    resume: bool,
     /// Use the binaries beside the driver as they are
     #[arg(long)]
     no_build: bool,
@@ -114,12 +118,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             rows.push(row);
         }
     }
-    let mut figures = matrix::run(&cells, options.rounds, Duration::from_secs(300), 0x5eed);
+    let plan = matrix::Plan {
+        rounds: options.rounds,
+        limit: Duration::from_secs(300),
+        seed: 0x5eed,
+        csv: options.csv.as_deref(),
+        resume: options.resume,
+        counts_syscalls: false,
+    };
+    let mut figures = matrix::run(&cells, &plan)?;
     figures.take_least = options.least;
     report(&rows, &columns, &figures, &options);
-    if let Some(path) = &options.csv {
-        std::fs::write(path, figures.to_csv())?;
-    }
     let differing: Vec<String> = rows.iter().filter_map(|row| differs(row, &columns, &figures)).collect();
     for difference in &differing {
         eprintln!("{difference}");
