@@ -1,7 +1,5 @@
 //! Replays every recording under every allocator, in interleaved rounds of processes, and prints Markdown tables.
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::{BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -47,9 +45,15 @@ struct Options {
     /// How many seeds of random scopes `--verify` tries
     #[arg(long, default_value_t = 3)]
     seeds: u64,
-    /// Another folder of recordings (`*.trace.xz`)
+    /// Another folder of recordings (`*.trace`, `*.trace.xz`)
     #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/traces"))]
     folder: PathBuf,
+    /// Also write every value here, comma-separated
+    #[arg(long, value_name = "FILE")]
+    csv: Option<PathBuf>,
+    /// Seed of the order of processes, anew in each round
+    #[arg(long, default_value_t = 0x5eed)]
+    seed: u64,
     /// Use the binaries beside the driver as they are
     #[arg(long)]
     no_build: bool,
@@ -114,7 +118,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
     }
     let rounds = if options.verify { 1 } else { options.rounds };
-    let mut figures = matrix::run(&cells, rounds, Duration::from_secs(300), 0x5eed);
+    let mut figures = matrix::run(&cells, rounds, Duration::from_secs(300), options.seed);
     figures.take_least = options.least;
     if options.verify {
         println!(
@@ -124,6 +128,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         );
     } else {
         report(&recordings, &chosen, &figures, &options);
+    }
+    if let Some(path) = &options.csv {
+        std::fs::write(path, figures.to_csv())?;
     }
     if figures.failures.is_empty() {
         Ok(())
@@ -142,18 +149,19 @@ fn unpack(options: &Options, scratch: &Path) -> Result<Vec<Recording>, Box<dyn s
     let mut recordings = Vec::new();
     for path in packed {
         let file_name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let Some(name) = file_name.strip_suffix(".trace.xz") else {
+        let is_packed = file_name.ends_with(".xz");
+        let Some(name) = file_name.trim_end_matches(".xz").strip_suffix(".trace") else {
             continue;
         };
         if !options.only.is_empty() && !options.only.iter().any(|part| name.contains(part.as_str())) {
             continue;
         }
         let raw = scratch.join(format!("{name}.trace"));
-        let mut output = BufWriter::new(File::create(&raw)?);
-        lzma_rs::xz_decompress(&mut BufReader::new(File::open(&path)?), &mut output)
-            .map_err(|error| format!("{}: {error:?}", path.display()))?;
-        output.flush()?;
-        drop(output);
+        let mut bytes = std::fs::read(&path)?;
+        if is_packed {
+            bytes = stepalloc_trace_format::unpack(&bytes).map_err(|error| format!("{}: {error}", path.display()))?;
+        }
+        std::fs::write(&raw, bytes)?;
         let places = plan::pack(&Trace::load(&raw)?);
         let plan = scratch.join(format!("{name}.plan"));
         std::fs::write(
