@@ -113,6 +113,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                     arguments: [entry.name, column.way, &threads.to_string(), &steps.to_string()]
                         .map(OsString::from)
                         .to_vec(),
+                    figure: None,
                 });
             }
             rows.push(row);

@@ -20,6 +20,8 @@ pub struct Cell {
     pub column: String,
     pub program: PathBuf,
     pub arguments: Vec<OsString>,
+    /// Where several processes share a row and a column: a figure that only this one prints.
+    pub figure: Option<&'static str>,
 }
 
 /// Builds all binaries of the package at `manifest_dir` into the target folder that the running driver stands in, and
@@ -83,7 +85,13 @@ pub fn run(cells: &[Cell], plan: &Plan) -> Result<Figures, String> {
     let mut progress = Progress::new(plan.processes(cells.len()));
     for round in 0..plan.rounds {
         for cell in order.next_round() {
-            if known.contains(&(cell.row.clone(), cell.column.clone(), round)) {
+            let is_known = match cell.figure {
+                Some(name) => figures
+                    .rounds(&cell.row, name, &cell.column)
+                    .is_some_and(|rounds| rounds.contains_key(&round)),
+                None => known.contains(&(cell.row.clone(), cell.column.clone(), round)),
+            };
+            if is_known {
                 progress.done(cell);
                 continue;
             }
@@ -272,6 +280,7 @@ mod tests {
                 format!("echo {row} >> {}; echo ns 1", log.display()).into(),
             ]
             .to_vec(),
+            figure: None,
         };
         let cells = [cell("one"), cell("two")];
         let plan = |resume| Plan {

@@ -178,6 +178,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 column: column.name.into(),
                 program: binaries.join(column.binary),
                 arguments: [row.name, column.way, length].map(OsString::from).to_vec(),
+                figure: None,
             });
         }
     }

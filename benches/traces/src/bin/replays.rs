@@ -1,7 +1,5 @@
 //! Replays every recording under every allocator, in interleaved rounds of processes, and prints Markdown tables.
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::{BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -48,7 +46,7 @@ struct Options {
     /// How many seeds of random scopes `--verify` tries
     #[arg(long, default_value_t = 3)]
     seeds: u64,
-    /// Another folder of recordings (`*.trace.xz`)
+    /// Another folder of recordings (`*.trace`, `*.trace.xz`)
     #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/traces"))]
     folder: PathBuf,
     /// Also write every value here, comma-separated, as soon as it is known
@@ -60,6 +58,9 @@ struct Options {
     /// Also write the ratios to System's and their confidence intervals here
     #[arg(long, value_name = "FILE")]
     ratios: Option<PathBuf>,
+    /// Seed of the order of processes, anew in each round
+    #[arg(long, default_value_t = 0x5eed)]
+    seed: u64,
     /// Use the binaries beside the driver as they are
     #[arg(long)]
     no_build: bool,
@@ -103,6 +104,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                     column: (*column).into(),
                     program: binaries.join(binary),
                     arguments,
+                    figure: match purpose {
+                        "time" => Some("cpu_ms"),
+                        "memory" => Some("peak_ratio"),
+                        _ => None,
+                    },
                 });
             };
             if options.verify {
@@ -127,7 +133,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let plan = matrix::Plan {
         rounds,
         limit: Duration::from_secs(300),
-        seed: 0x5eed,
+        seed: options.seed,
         csv: options.csv.as_deref(),
         resume: options.resume,
         counts_syscalls: false,
@@ -163,18 +169,19 @@ fn unpack(options: &Options, scratch: &Path) -> Result<Vec<Recording>, Box<dyn s
     let mut recordings = Vec::new();
     for path in packed {
         let file_name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let Some(name) = file_name.strip_suffix(".trace.xz") else {
+        let is_packed = file_name.ends_with(".xz");
+        let Some(name) = file_name.trim_end_matches(".xz").strip_suffix(".trace") else {
             continue;
         };
         if !options.only.is_empty() && !options.only.iter().any(|part| name.contains(part.as_str())) {
             continue;
         }
         let raw = scratch.join(format!("{name}.trace"));
-        let mut output = BufWriter::new(File::create(&raw)?);
-        lzma_rs::xz_decompress(&mut BufReader::new(File::open(&path)?), &mut output)
-            .map_err(|error| format!("{}: {error:?}", path.display()))?;
-        output.flush()?;
-        drop(output);
+        let mut bytes = std::fs::read(&path)?;
+        if is_packed {
+            bytes = stepalloc_trace_format::unpack(&bytes).map_err(|error| format!("{}: {error}", path.display()))?;
+        }
+        std::fs::write(&raw, bytes)?;
         let places = plan::pack(&Trace::load(&raw)?);
         let plan = scratch.join(format!("{name}.plan"));
         std::fs::write(
