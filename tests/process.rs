@@ -1,4 +1,5 @@
 //! The edges of a process: before `main`, in `atexit`, across `fork`, and at an exit with scopes open.
+#![cfg(unix)]
 
 mod support;
 

@@ -158,6 +158,7 @@ fn blocks_are_zero_where_spans_were_freed_by_other_threads() {
 }
 
 /// Page faults of this thread while it makes a zeroed block of this size, not touched.
+#[cfg(all(target_os = "linux", not(stepalloc_small_space)))]
 fn faults_of_zeroed(size: usize) -> (u64, *mut u8) {
     let layout = support::layout(size, 64);
     let before = faults();
@@ -166,6 +167,7 @@ fn faults_of_zeroed(size: usize) -> (u64, *mut u8) {
     (faults() - before, p)
 }
 
+#[cfg(all(target_os = "linux", not(stepalloc_small_space)))]
 #[test]
 fn fresh_large_blocks_are_not_touched() {
     // In a process of its own: memory that other tests have used must be zeroed.
