@@ -3,7 +3,7 @@
 mod support;
 
 use stepalloc::{arena_scope, trim, ArenaScope, StepAlloc};
-use support::{child_passes, faults, in_thread, role, Block, Random};
+use support::{child_passes, in_thread, role, Block, Random};
 
 #[global_allocator]
 static GLOBAL: StepAlloc = StepAlloc::new();
@@ -161,10 +161,10 @@ fn blocks_are_zero_where_spans_were_freed_by_other_threads() {
 #[cfg(all(target_os = "linux", not(stepalloc_small_space)))]
 fn faults_of_zeroed(size: usize) -> (u64, *mut u8) {
     let layout = support::layout(size, 64);
-    let before = faults();
+    let before = support::faults();
     // SAFETY: the layout has a size.
     let p = unsafe { std::alloc::alloc_zeroed(layout) };
-    (faults() - before, p)
+    (support::faults() - before, p)
 }
 
 #[cfg(all(target_os = "linux", not(stepalloc_small_space)))]

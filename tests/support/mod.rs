@@ -269,7 +269,6 @@ pub fn aborted(status: std::process::ExitStatus) -> bool {
 }
 
 /// A line of `/proc/self/status` that is in kB, in bytes.
-#[cfg(target_os = "linux")]
 pub fn status_bytes(name: &str) -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with(name)).unwrap();
@@ -277,7 +276,6 @@ pub fn status_bytes(name: &str) -> usize {
 }
 
 /// Resident memory of the process, bytes.
-#[cfg(target_os = "linux")]
 pub fn resident() -> usize {
     status_bytes("VmRSS:")
 }
