@@ -10,6 +10,8 @@ mod zeroable;
 // Layer 1: the outside.
 mod sync;
 mod sys;
+// What the features `hardened` and `asan` do with a block's memory.
+mod guard;
 
 // Layer 2: owned memory.
 mod live_map;
@@ -37,6 +39,12 @@ mod tensor_arena;
 // Prose.
 pub mod design;
 pub mod migration;
+pub mod safety;
+
+/// Interleavings of all that two threads share, on the code above; `.ci/loom` runs them.
+#[cfg(all(test, loom))]
+#[path = "../tests/loom/models.rs"]
+mod models;
 
 pub use aligned::{aligned_alloc, aligned_alloc_zeroed, aligned_free, AlignedBuf};
 pub use arena::{Arena, ArenaBox, ArenaBuilder, ArenaStats, Checkpoint, CheckpointError, Retain, Scope};
@@ -49,6 +57,14 @@ pub use scope::{
     arena_scope, arena_scope_report, outside_scope, scope_depth, ArenaScope, CountedScope, Fallbacks, ScopeReport,
 };
 pub use stats::{heap_stats, stats, trim, HeapStats, Stats};
+#[cfg(all(
+    stepalloc_faults,
+    target_os = "linux",
+    target_pointer_width = "64",
+    not(stepalloc_no_sys)
+))]
+#[doc(hidden)]
+pub use sys::faults;
 pub use tensor_arena::{
     cleanup_tensor_arena, init_tensor_arena, tensor_arena, try_tensor_arena, TensorArena, TensorArenaError,
 };

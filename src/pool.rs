@@ -28,6 +28,7 @@
 use crate::align::{checked_align_up, max};
 use crate::aligned::{aligned_alloc, aligned_free};
 use crate::error::{self, AllocError};
+use crate::sync::Mutex;
 use core::alloc::Layout;
 use core::borrow::{Borrow, BorrowMut};
 use core::cell::{Cell, RefCell};
@@ -36,7 +37,6 @@ use core::marker::PhantomData;
 use core::mem::{self, ManuallyDrop, MaybeUninit};
 use core::ops::{Deref, DerefMut};
 use core::ptr::{self, NonNull};
-use parking_lot::Mutex;
 
 /// How many slots the first block of a growing pool has; each next one has twice as many.
 const FIRST_SLOTS: usize = 64;

@@ -125,17 +125,18 @@ pub unsafe fn commit(p: *mut u8, bytes: usize) -> bool {
 }
 
 /// Drops the contents of whole committed pages: each reads as zero afterwards, or as it did where the system has not taken
-/// it yet. A page that held zeros holds zeros.
+/// it yet. A page that held zeros holds zeros. `false` if the system refuses: then they are as they were.
 ///
 /// # Safety
 /// The range is page aligned, committed, and holds no data that anyone will read again, unless it is all zero.
-pub unsafe fn discard(p: *mut u8, bytes: usize) {
+pub unsafe fn discard(p: *mut u8, bytes: usize) -> bool {
     // SAFETY: by the caller's promise nobody reads the old contents, or they are zero; the pages stay usable.
-    let reset = unsafe { VirtualAlloc(p.cast(), bytes, MEM_RESET, PAGE_READWRITE) };
-    if !reset.is_null() {
-        // SAFETY: our own pages; unlocking them changes no contents.
-        unsafe { VirtualUnlock(p.cast(), bytes) };
+    if unsafe { VirtualAlloc(p.cast(), bytes, MEM_RESET, PAGE_READWRITE) }.is_null() {
+        return false;
     }
+    // SAFETY: our own pages; unlocking them changes no contents.
+    unsafe { VirtualUnlock(p.cast(), bytes) };
+    true
 }
 
 /// Takes whole pages back to merely reserved: no memory, no access; `false` if the system refuses.
