@@ -40,10 +40,7 @@ mod os;
 ))]
 pub mod faults;
 
-pub use os::{
-    advise_huge, coarse_millis, commit, decommit, die, discard, resident, thread_faults,
-    HAS_RESERVATIONS,
-};
+pub use os::{advise_huge, coarse_millis, commit, decommit, die, discard, resident, thread_faults, HAS_RESERVATIONS};
 #[cfg(not(loom))]
 pub use os::{release, reserve};
 
