@@ -258,6 +258,9 @@ fn work() {
     }
 }
 
+// Where thread-locals are keys of the system, destructors run by the age of the key and not in the thread's order: there
+// none runs after the arena's.
+#[cfg(not(all(windows, target_env = "gnu")))]
 #[test]
 fn destructors_of_thread_locals_allocate_and_open_scopes() {
     for teardown in BOTH {
@@ -365,6 +368,9 @@ fn guards_are_dropped_by_destructors_of_thread_locals() {
     }
 }
 
+// Where thread-locals are keys of the system, destructors run by the age of the key and not in the thread's order: there
+// none runs after the arena's.
+#[cfg(not(all(windows, target_env = "gnu")))]
 #[test]
 fn scopes_that_a_thread_left_open_end_with_its_arena() {
     for (teardown, expected) in BOTH.into_iter().zip([70, 0]) {
