@@ -1,5 +1,6 @@
 //! What happens when memory is refused: address space, pages, and the backing itself. Nothing is lost, nothing panics,
 //! and the figures say why the arena did not serve.
+#![cfg(all(target_os = "linux", not(stepalloc_small_space)))]
 
 mod support;
 

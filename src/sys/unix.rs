@@ -2,6 +2,10 @@
 //!
 //! `discard` is `MADV_DONTNEED` on Linux and never `MADV_FREE`: later reads must see zeros, or the known-zero marks
 //! above would lie. On other systems, where `MADV_DONTNEED` may keep the contents, the range is mapped anew.
+//! On macOS neither `MADV_DONTNEED` nor `MADV_FREE` promises zeros; a new mapping over the old one does (`mmap(2)`).
+//!
+//! Linux has run; the other systems have been type-checked and no more. Thread-locals need nothing from here: those of
+//! macOS come from the system's `malloc` on first use, below any Rust allocator.
 
 #[cfg(all(stepalloc_faults, target_os = "linux"))]
 use super::faults as libc;
@@ -9,7 +13,12 @@ use crate::sync::{AtomicUsize, Ordering};
 use core::ffi::c_void;
 
 const PROT_RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
-const MAP_PRIVATE_ANON: i32 = libc::MAP_PRIVATE | libc::MAP_ANON | libc::MAP_NORESERVE;
+/// Gone from FreeBSD, which takes no swap for pages that are not touched.
+#[cfg(any(target_os = "freebsd", target_os = "dragonfly"))]
+const NO_RESERVE: i32 = 0;
+#[cfg(not(any(target_os = "freebsd", target_os = "dragonfly")))]
+const NO_RESERVE: i32 = libc::MAP_NORESERVE;
+const MAP_PRIVATE_ANON: i32 = libc::MAP_PRIVATE | libc::MAP_ANON | NO_RESERVE;
 
 /// Whether `reserve` can ever succeed here.
 pub const HAS_RESERVATIONS: bool = true;
