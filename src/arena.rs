@@ -44,6 +44,7 @@ pub use scope::Scope;
 
 use crate::align::{max, min, CACHE_LINE};
 use crate::error::{self, AllocError};
+use crate::guard;
 use blocks::{Blocks, Source};
 use core::alloc::Layout;
 use core::cell::{Cell, RefCell};
@@ -577,6 +578,7 @@ impl Arena {
             self.note_high();
             // The floor, not the checkpoint's own copy, so that the position does not wait for the value to come in.
             self.position.set(self.marks.floor());
+            self.poison_free();
             return Ok(());
         }
         self.reset_to_slow(checkpoint)
@@ -628,6 +630,8 @@ impl Arena {
         // SAFETY: `position + pad + size <= end`, and `size` is not zero: this is inside the current block (A1), and
         // there is one, or `end` would be zero.
         let block = unsafe { position.add(pad) };
+        // SAFETY: handed out here.
+        unsafe { guard::usable(block, size) };
         self.position.set(next);
         // SAFETY: inside a block, so not null.
         Some(unsafe { NonNull::new_unchecked(block) })
@@ -660,6 +664,8 @@ impl Arena {
                 block.touch(offset + pad + size, most)?;
                 // SAFETY: `offset + pad + size` is within the block (its `bytes`).
                 let (found, next) = unsafe { (position.add(pad), position.add(pad + size)) };
+                // SAFETY: handed out here.
+                unsafe { guard::usable(found, size) };
                 self.position.set(next);
                 self.end.set(self.end_of(&blocks));
                 // SAFETY: inside a block, so not null.
@@ -690,6 +696,8 @@ impl Arena {
         self.in_use.set(in_use + 1);
         // SAFETY: `pad <= taken <= bytes` of the block.
         let (found, next) = unsafe { (base.add(pad), base.add(taken)) };
+        // SAFETY: handed out here.
+        unsafe { guard::usable(found.as_ptr(), size) };
         if left_there > left_here {
             self.filled.set(self.used());
             self.current.set(in_use);
@@ -723,6 +731,8 @@ impl Arena {
             }
             self.end.set(self.end_of(&blocks));
         }
+        // SAFETY: handed out here, to the newest block.
+        unsafe { guard::usable(position, more) };
         // SAFETY: `more` is at most the room in the block that was just checked.
         self.position.set(unsafe { position.add(more) });
         true
@@ -784,6 +794,7 @@ impl Arena {
             // The same blocks are in use, so the current one is the same (A2).
             self.note_high();
             self.position.set(place.position);
+            self.poison_free();
         } else {
             self.go_to_block(place);
         }
@@ -813,6 +824,28 @@ impl Arena {
         self.position.set(position);
         self.high.set(position);
         self.end.set(self.end_of(&self.blocks.borrow()));
+        self.poison_free();
+    }
+
+    /// Poisons what is behind the position and in spare blocks, where the address sanitizer watches. (Not the ends of
+    /// blocks in use that are not the current one: they are few bytes, and mostly never written.)
+    #[inline(always)]
+    fn poison_free(&self) {
+        if guard::POISONING {
+            let (position, start) = (self.position.get(), self.start.get());
+            let blocks = self.blocks.borrow();
+            if !start.is_null() {
+                let block = blocks.get(self.current.get());
+                let used = position.addr() - start.addr();
+                // SAFETY: behind the position no block is live (A1).
+                unsafe { guard::unusable(position, block.touched().saturating_sub(used)) };
+            }
+            for index in self.in_use.get()..blocks.len() {
+                let block = blocks.get(index);
+                // SAFETY: no block is in a spare one.
+                unsafe { guard::unusable(block.base().as_ptr(), block.touched()) };
+            }
+        }
     }
 
     /// The end that the fast path may go to in the current block (A1, A5).

@@ -27,6 +27,7 @@
 //! however many escapees there are.
 
 use crate::align::{align_down, align_up, CACHE_LINE};
+use crate::guard::{self, CHECKED};
 use crate::hint::unlikely;
 use crate::layout::{
     granules, scope_align, units, SegmentLayout, CHUNK_GRANULES, GRANULE, HOLE_MAX, LINE_FROM, SHORT_MAX,
@@ -282,7 +283,7 @@ impl Heap {
             base: 0,
             len: 0,
             live: ptr::null(),
-            special: 0,
+            special: CHECKED as u32,
             active: false,
             depth: 0,
             serial: 0,
@@ -324,7 +325,7 @@ impl Heap {
         // kept state says; the claim makes this thread the owner.
         unsafe {
             let header = segment.header();
-            let (small, spans) = *header.kept.get();
+            let (small, spans) = header.kept.read();
             self.small = small;
             self.map = LiveMap::new(base.add(l.live).cast(), base.add(l.remote).cast());
             self.marks = Marks::new(base.add(l.marks).cast(), l.mark_words);
@@ -374,7 +375,7 @@ impl Heap {
         self.forget_if_empty();
         self.publish();
         // SAFETY: the header is committed, and only the owner reads or writes `kept`.
-        unsafe { *segment.header().kept.get() = (self.small, self.spans.state) };
+        unsafe { segment.header().kept.write((self.small, self.spans.state)) };
         self.segment = None;
         self.map = LiveMap::NONE;
         self.live = ptr::null();
@@ -406,7 +407,7 @@ impl Heap {
 
     /// Puts the real positions and area into the fields of the inline paths.
     fn show(&mut self) {
-        if self.counting != 0 {
+        if self.is_masked() {
             for lane in &mut self.lanes {
                 lane.pos = lane.parked;
             }
@@ -422,24 +423,30 @@ impl Heap {
         for lane in &mut self.lanes {
             lane.end = match (self.active, self.counting) {
                 (false, _) => 0,
-                (true, 0) => lane.limit,
+                (true, 0) if !CHECKED => lane.limit,
                 (true, _) => 1,
             };
-            if self.counting != 0 {
+            if CHECKED || self.counting != 0 {
                 lane.parked = lane.pos;
                 lane.pos = 1;
             }
         }
-        if self.counting != 0 {
+        if self.is_masked() {
             (self.base, self.len) = (0, 0);
         }
-        self.special = self.counting | self.suspensions | self.deeper;
+        self.special = self.counting | self.suspensions | self.deeper | CHECKED as u32;
     }
 
     /// Whether the thread is in a scope that is not suspended.
     #[inline]
     pub fn is_active(&self) -> bool {
         self.active
+    }
+
+    /// Whether the fields of the inline paths are masked: while a scope counts, and always where blocks are checked.
+    #[inline]
+    fn is_masked(&self) -> bool {
+        CHECKED || self.counting != 0
     }
 
     /// Whether a scope counts.
@@ -599,7 +606,7 @@ impl Heap {
     fn leave_slow(&mut self, ticket: Ticket) {
         if ticket.index == DEEPER {
             self.deeper = self.deeper.saturating_sub(1);
-            self.special = self.counting | self.suspensions | self.deeper;
+            self.special = self.counting | self.suspensions | self.deeper | CHECKED as u32;
             return;
         }
         if ticket.index == DEEPER_OUTSIDE {
@@ -878,6 +885,10 @@ impl Heap {
         self.show();
         let made = self.alloc_small(size, align);
         self.hide();
+        if let Ok(p) = made {
+            // SAFETY: a new block; the guard is counted in its granules.
+            unsafe { guard::made(p, size) };
+        }
         made
     }
 
@@ -1082,6 +1093,8 @@ impl Heap {
         };
         if done {
             self.small.committed = granules;
+            // SAFETY: committed just now, so no block is in it.
+            unsafe { guard::unusable(self.small_base.add(from), bytes) };
         }
         done
     }
@@ -1140,7 +1153,10 @@ impl Heap {
         self.publish_spans();
         let offset = made.unit.wrapping_mul(UNIT);
         // SAFETY: the unit is inside the span area.
-        Ok((unsafe { self.span_base.add(offset) }, made.dirty.wrapping_mul(UNIT)))
+        let p = unsafe { self.span_base.add(offset) };
+        // SAFETY: a new block; the guard is counted in its units.
+        unsafe { guard::made(p, size) };
+        Ok((p, made.dirty.wrapping_mul(UNIT)))
     }
 
     /// The unit of a span's address in this heap's span area; `None` for addresses elsewhere or inside a unit.
@@ -1176,7 +1192,7 @@ impl Heap {
             self.hide();
             done
         } else {
-            let done = self.unit(addr).is_some_and(|unit| self.spans.free(unit));
+            let done = self.unit(addr).is_some_and(|unit| self.free_span(unit, addr, size));
             self.publish_spans();
             done
         };
@@ -1187,6 +1203,14 @@ impl Heap {
         }
     }
 
+    fn free_span(&mut self, unit: usize, addr: usize, size: usize) -> bool {
+        if CHECKED && self.spans.used_len(unit).is_some() && !self.spans.is_freed_remotely(unit) {
+            // SAFETY: the block is live, and this thread's own until it is freed below.
+            unsafe { guard::freed(self.span_base.with_addr(addr), size.max(1)) };
+        }
+        self.spans.free(unit)
+    }
+
     fn free_small(&mut self, addr: usize, size: usize) -> bool {
         let (start, count) = (self.granule(addr), granules(size));
         if addr % GRANULE != 0 || self.lanes.iter().any(|lane| lane.holds(addr)) {
@@ -1194,6 +1218,13 @@ impl Heap {
         }
         if start.wrapping_add(count) > self.small.high {
             return false;
+        }
+        if CHECKED {
+            if !self.map.is_live(start, start.wrapping_add(count)) {
+                return false;
+            }
+            // SAFETY: the block is live, and this thread's own until it is freed below.
+            unsafe { guard::freed(self.small_ptr(addr), size.max(1)) };
         }
         let lane = &mut self.lanes[lane_of(size.max(1).wrapping_sub(1))];
         if addr.wrapping_add(count.wrapping_mul(GRANULE)) == lane.pos {
@@ -1413,7 +1444,7 @@ impl Heap {
     /// The holes as they are behind the masks: position and limit.
     fn real_holes(&self) -> [(usize, usize); LANES] {
         self.lanes.map(|lane| {
-            let pos = if self.counting != 0 { lane.parked } else { lane.pos };
+            let pos = if self.is_masked() { lane.parked } else { lane.pos };
             (pos, lane.limit)
         })
     }

@@ -165,6 +165,10 @@ impl<'a> Oracle<'a> {
         let addr = self.order[at];
         let (old, pattern) = self.verify(addr);
         if self.heap.resize(addr, old, new) {
+            assert!(
+                new <= old || new < 64 || addr % 64 == 0,
+                "{old} grew to {new} bytes, not at a line"
+            );
             self.live.remove(&addr);
             self.check_room(addr, new);
             // SAFETY: the block has `new` bytes now.
@@ -202,7 +206,10 @@ impl<'a> Oracle<'a> {
                 let align = [1, 8, 16, 16, 32, 64, 256, 4096, 16384][(b / 32) % 9];
                 self.alloc(size, align);
             }
-            8 | 9 => self.resize(a, if b % 8 == 0 { b * 3 + 1 } else { b % 300 + 1 }),
+            8 | 9 => {
+                let sizes = [b * 3 + 1, 64, b % 70 + 1, b % 300 + 1];
+                self.resize(a, sizes[(b / 4 % 8).min(3)]);
+            }
             10 => self.free(a, true),
             15 if a % 64 == 0 => {
                 self.heap.trim();
@@ -292,7 +299,12 @@ fn steps_stay_short_and_dense_as_escapees_add_up() {
         let private = Private::new();
         let mut heap = private.heap();
         const STEPS: usize = 20_000;
-        for _ in 0..STEPS {
+        let walked = |heap: &Heap| heap.lanes.map(|lane| lane.debt.wrapping_sub(price(lane.pos)));
+        let mut first = [0; LANES];
+        for step in 0..STEPS {
+            if step == 1 {
+                first = walked(&heap);
+            }
             let scope = heap.enter();
             let mut temporaries = vec![];
             for i in 0..=10 {
@@ -307,6 +319,16 @@ fn steps_stay_short_and_dense_as_escapees_add_up() {
             }
             heap.leave(scope);
         }
+        // What was walked in search of holes since the first step, less eight times what was found and used.
+        let more = walked(&heap)
+            .into_iter()
+            .zip(first)
+            .map(|(now, then)| now.wrapping_sub(then));
+        let more = more.max().unwrap();
+        assert!(
+            more < 1 << 20,
+            "escapee at {escapee_at}: {more} bytes walked more than paid for"
+        );
         let high = heap.small.high * GRANULE;
         assert!(
             high / STEPS < 64,
@@ -320,31 +342,40 @@ fn steps_stay_short_and_dense_as_escapees_add_up() {
 /// area's end looked at all of it, found room at its start, and on leaving went back to the end, so that the next grew it.
 #[test]
 fn the_area_stays_small_where_whole_steps_escape_and_are_freed_by_others() {
-    for (size, count) in [(24, 40), (300, 6), (3_000, 2)] {
+    // What a step makes: all alike, or as requests are: words, a body, and now and then a long one.
+    let kinds: [fn(usize) -> usize; 5] = [
+        |_| 24,
+        |_| 300,
+        |_| 3_000,
+        |at| if at % 20 == 19 { at * 7 % 2_000 } else { 24 + at % 9 },
+        |at| [32, 100, 700, 1_500, 5_000][at / 3 % 5],
+    ];
+    for (kind, size_of) in kinds.into_iter().enumerate() {
         let private = Private::new();
         let mut heap = private.heap();
         let mut waiting = std::collections::VecDeque::new();
-        let mut made = 0;
-        while made < 64 << 20 {
+        let (mut made, mut live, mut peak) = (0, 0, 0);
+        while made < 4_000_000 / 24 {
             let scope = heap.enter();
-            for _ in 0..count {
-                let addr = heap
-                    .alloc(size, 8)
-                    .unwrap_or_else(|why| panic!("{size}: {why:?}"))
-                    .addr();
-                waiting.push_back(heap.granule(addr));
-                made += size;
+            for _ in 0..20 {
+                let size = size_of(made).max(1);
+                let addr = heap.alloc(size, 8).unwrap().addr();
+                waiting.push_back((heap.granule(addr), granules(size)));
+                live += granules(size) * GRANULE;
+                made += 1;
             }
             heap.leave(scope);
-            while waiting.len() > 10 * count {
-                let start = waiting.pop_front().unwrap();
-                assert!(heap.map.free_remote(start, start + granules(size)));
+            peak = peak.max(live);
+            while waiting.len() > 200 {
+                let (start, count) = waiting.pop_front().unwrap();
+                assert!(heap.map.free_remote(start, start + count));
+                live -= count * GRANULE;
             }
         }
-        let (live, high) = (10 * count * granules(size) * GRANULE, heap.small.high * GRANULE);
+        let high = heap.small.high * GRANULE;
         assert!(
-            high <= 4 * live + (512 << 10),
-            "{size}: {live} bytes live in an area of {high}"
+            high <= 4 * peak + (512 << 10),
+            "{kind}: {peak} bytes live at most, in an area of {high}"
         );
     }
 }

@@ -10,6 +10,8 @@ mod zeroable;
 // Layer 1: the outside.
 mod sync;
 mod sys;
+// What the features `hardened` and `asan` do with a block's memory.
+mod guard;
 
 // Layer 2: owned memory.
 mod live_map;
@@ -37,6 +39,12 @@ mod tensor_arena;
 // Prose.
 pub mod design;
 pub mod migration;
+pub mod safety;
+
+/// Interleavings of all that two threads share, on the code above; `.ci/loom` runs them.
+#[cfg(all(test, loom))]
+#[path = "../tests/loom/models.rs"]
+mod models;
 
 pub use aligned::{aligned_alloc, aligned_alloc_zeroed, aligned_free, AlignedBuf};
 pub use arena::{Arena, ArenaBox, ArenaBuilder, ArenaStats, Checkpoint, CheckpointError, Retain, Scope};

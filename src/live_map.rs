@@ -83,6 +83,13 @@ impl LiveMap {
         }
     }
 
+    /// Whether all of `[start, end)` is live and nothing of it was freed remotely.
+    pub fn is_live(&self, start: usize, end: usize) -> bool {
+        let mut all = true;
+        Self::each_word(start, end, |word, mask| all &= self.peek(word) & mask == mask);
+        all
+    }
+
     /// Marks `[start, end)` live. Owner only; the bits are clear.
     #[inline]
     pub fn set(&self, start: usize, end: usize) {

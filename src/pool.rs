@@ -14,7 +14,8 @@
 //! made or dropped.
 //!
 //! Invariants of `Pool`:
-//! - **P1** A slot is either live (a handle or a leaked value has it), or on the free list once, or above `fresh`.
+//! - **P1** A slot is either live (a handle or a leaked value has it), or `last`, or on the free list once, or above
+//!   `fresh`.
 //! - **P2** Blocks do not move and are not given back before the pool's end, so handles stay valid.
 //!
 //! Invariants of `RawPool`:
@@ -27,6 +28,7 @@
 use crate::align::{checked_align_up, max};
 use crate::aligned::{aligned_alloc, aligned_free};
 use crate::error::{self, AllocError};
+use crate::sync::Mutex;
 use core::alloc::Layout;
 use core::borrow::{Borrow, BorrowMut};
 use core::cell::{Cell, RefCell};
@@ -35,7 +37,6 @@ use core::marker::PhantomData;
 use core::mem::{self, ManuallyDrop, MaybeUninit};
 use core::ops::{Deref, DerefMut};
 use core::ptr::{self, NonNull};
-use parking_lot::Mutex;
 
 /// How many slots the first block of a growing pool has; each next one has twice as many.
 const FIRST_SLOTS: usize = 64;
@@ -119,6 +120,9 @@ impl<T> Drop for SlotBlock<T> {
 /// });
 /// ```
 pub struct Pool<T> {
+    /// The slot given back last, if it was not taken again. It is kept apart from the free list, so that a value taken
+    /// and given back at once does not wait for the list to go through memory.
+    last: Cell<*mut Slot<T>>,
     /// The free list.
     free: Cell<*mut Slot<T>>,
     /// The slots of the newest block that were never used: `fresh..end`.
@@ -165,6 +169,7 @@ impl<T> Pool<T> {
 
     const fn with_most(most: usize) -> Pool<T> {
         Pool {
+            last: Cell::new(ptr::null_mut()),
             free: Cell::new(ptr::null_mut()),
             fresh: Cell::new(ptr::null_mut()),
             end: Cell::new(ptr::null_mut()),
@@ -234,6 +239,11 @@ impl<T> Pool<T> {
     /// Takes a slot.
     #[inline(always)]
     fn take(&self) -> Result<NonNull<Slot<T>>, AllocError> {
+        if let Some(slot) = NonNull::new(self.last.get()) {
+            self.last.set(ptr::null_mut());
+            self.live.set(self.live.get() + 1);
+            return Ok(slot);
+        }
         if let Some(slot) = NonNull::new(self.free.get()) {
             // SAFETY: a slot on the free list holds the next one (P1).
             self.free.set(unsafe { slot.as_ref().next });
@@ -277,9 +287,12 @@ impl<T> Pool<T> {
     /// The slot was taken from this pool, holds no value any more, and nobody uses it afterwards.
     #[inline(always)]
     unsafe fn give(&self, slot: NonNull<Slot<T>>) {
-        // SAFETY: by the caller's promise the slot is ours to write.
-        unsafe { (*slot.as_ptr()).next = self.free.get() };
-        self.free.set(slot.as_ptr());
+        let last = self.last.replace(slot.as_ptr());
+        if !last.is_null() {
+            // SAFETY: a free slot of this pool, in no list (P1), is ours to write.
+            unsafe { (*last).next = self.free.get() };
+            self.free.set(last);
+        }
         self.live.set(self.live.get() - 1);
     }
 
@@ -291,6 +304,7 @@ impl<T> Pool<T> {
         let blocks = mem::take(self.blocks.get_mut());
         // The free list becomes a set, since a slot does not tell whether it is free. Nothing else is in flight here.
         let mut free = std::collections::HashSet::new();
+        free.insert(self.last.get().addr());
         let mut next = self.free.get();
         while !next.is_null() {
             free.insert(next.addr());

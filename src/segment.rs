@@ -12,11 +12,9 @@
 
 use crate::layout::{divide, SegmentLayout, HEADER_BYTES, SEGMENTS_MAX, SEGMENT_MIN};
 use crate::spans::SpanState;
-use crate::sync::{AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{AtomicPtr, AtomicU64, AtomicUsize, Ordering, Owned};
 use crate::sys;
-use core::cell::UnsafeCell;
 use core::ptr;
-use core::sync::atomic::AtomicPtr;
 
 static PACKED: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
 
@@ -78,7 +76,7 @@ pub struct Header {
     /// Bytes freed remotely since the last reclaim while nobody owned the segment.
     pub orphan_freed: AtomicUsize,
     /// The owner's, between owners.
-    pub kept: UnsafeCell<(SmallState, SpanState)>,
+    pub kept: Owned<(SmallState, SpanState)>,
 }
 
 const _: () = assert!(core::mem::size_of::<Header>() <= HEADER_BYTES);
@@ -197,7 +195,11 @@ fn reserve_now() -> *mut u8 {
         let packed = pack(base, size, count);
         // AcqRel: publishes ours, or shows what the winner wrote.
         return match PACKED.compare_exchange(ptr::null_mut(), packed, Ordering::AcqRel, Ordering::Acquire) {
-            Ok(_) => packed,
+            Ok(_) => {
+                // SAFETY: the reservation just published, which is never given back.
+                unsafe { crate::guard::may_hold_pointers(base, size.wrapping_mul(count)) };
+                packed
+            }
             Err(winner) => {
                 // SAFETY: the mapping is ours, and nobody was told of it.
                 unsafe { sys::release(p, all) };
@@ -279,6 +281,11 @@ pub fn is_owned(index: usize) -> bool {
     bit(&OWNED, index, Ordering::Relaxed)
 }
 
+/// Whether the segment was ever claimed, so that its head can be read.
+pub fn is_made(index: usize) -> bool {
+    bit(&MADE, index, Ordering::Acquire)
+}
+
 /// The segment of an address inside the reservation.
 #[inline]
 pub fn of(addr: usize) -> Option<Segment> {
@@ -288,7 +295,7 @@ pub fn of(addr: usize) -> Option<Segment> {
     }
     let (base, size, _) = unpack(packed);
     let index = addr.wrapping_sub(base.addr()) >> size.trailing_zeros();
-    let layout = SegmentLayout::for_size(size);
+    let layout = SegmentLayout::lookup(size);
     Some(Segment {
         base: base.wrapping_add(index.wrapping_mul(size)),
         index,
@@ -299,6 +306,19 @@ pub fn of(addr: usize) -> Option<Segment> {
 /// Bytes reserved; 0 before the first use and where the system grants none.
 pub fn reserved_bytes() -> usize {
     EXTENT.bytes.load(Ordering::Acquire)
+}
+
+/// Touches every static of this file, so that loom knows them before a model starts its threads.
+#[cfg(all(test, loom))]
+pub fn known_to_model() {
+    PACKED.load(Ordering::Relaxed);
+    REFUSED.load(Ordering::Relaxed);
+    EXTENT.base.load(Ordering::Relaxed);
+    for index in 0..SEGMENTS_MAX {
+        bit(&OWNED, index, Ordering::Relaxed);
+        bit(&MADE, index, Ordering::Relaxed);
+    }
+    contains(LIMIT.load(Ordering::Relaxed));
 }
 
 /// Calls `f` for every segment that was ever claimed.

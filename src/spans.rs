@@ -395,6 +395,8 @@ impl Spans {
         if !unsafe { sys::commit(self.base.add(from), bytes) } {
             return false;
         }
+        // SAFETY: committed just now, so no block is in it.
+        unsafe { crate::guard::unusable(self.base.add(from), bytes) };
         self.state.committed = units;
         true
     }
@@ -694,6 +696,19 @@ pub unsafe fn free_remote(tables: *mut u8, flag: *const AtomicU64, unit: usize) 
     // SAFETY: the flag is in the segment's committed header.
     unsafe { &*flag }.fetch_or(1 << (index % 64), Ordering::Release);
     true
+}
+
+/// Whether a used span begins at `unit` that nobody has freed, as a thread sees it that does not own the segment.
+///
+/// # Safety
+/// `tables` are those of a segment, committed for this unit.
+pub unsafe fn is_live_remote(tables: *mut u8, unit: usize) -> bool {
+    // SAFETY: the caller's promise.
+    let shared = unsafe { shared(tables, unit / REGION_UNITS) };
+    let entry = unit % REGION_UNITS;
+    // Relaxed: as in `free_remote`.
+    shared.length[entry].load(Ordering::Relaxed) & USED != 0
+        && shared.remote[entry / 64].load(Ordering::Relaxed) >> (entry % 64) & 1 == 0
 }
 
 /// Units of the used span at `unit`, for a thread that holds its block but does not own the segment.

@@ -14,12 +14,11 @@
 
 use crate::arena::{Arena, ArenaBuilder, Scope};
 use crate::error::AllocError;
-use crate::sync::{AtomicUsize, Ordering};
+use crate::sync::{this_thread, AtomicUsize, Mutex, MutexGuard, Ordering};
 use core::fmt;
 use core::marker::PhantomData;
 use core::ops::Deref;
 use once_cell::sync::OnceCell;
-use parking_lot::{Mutex, MutexGuard};
 
 static ARENA: OnceCell<Mutex<State>> = OnceCell::new();
 
@@ -41,13 +40,6 @@ fn cell() -> &'static Mutex<State> {
 /// Synchronization: a thread writes its own number after it has the lock and 0 before it gives it up, and looks only
 /// for its own number, which no other thread writes: Relaxed is enough.
 static HOLDER: AtomicUsize = AtomicUsize::new(0);
-
-/// A number that no other running thread has: the address of a thread-local.
-fn this_thread() -> usize {
-    std::thread_local!(static MARK: u8 = const { 0 });
-    MARK.try_with(|mark| core::ptr::from_ref(mark).addr())
-        .unwrap_or(usize::MAX)
-}
 
 /// Why the process-wide arena was not lent, made or destroyed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

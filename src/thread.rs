@@ -17,6 +17,8 @@
 //! **Re-entrance.** A `&mut Heap` lives only inside `with_heap`, whose closures call nothing but the layers below:
 //! no backing, no std, no user code.
 
+use crate::align::max;
+use crate::guard::{self, CHECKED};
 use crate::heap::{Freed, Heap, Kind, Ticket};
 use crate::layout::{granules, scope_align, units, GRANULE, SMALL_ALIGN_MAX, SMALL_MAX, UNIT};
 use crate::ledger::Ledger;
@@ -306,10 +308,14 @@ fn remote_map(segment: &segment::Segment) -> LiveMap {
     unsafe { LiveMap::new(segment.base.add(l.live).cast(), segment.base.add(l.remote).cast()) }
 }
 
-fn free_remote(addr: usize, size: usize) -> Outcome {
+/// Frees a block of a segment that the calling thread does not own.
+pub fn free_remote(addr: usize, size: usize) -> Outcome {
     let Some(segment) = segment::of(addr) else {
         return Outcome::Misuse;
     };
+    if CHECKED && !check_remote(&segment, addr, max(size, 1)) {
+        return Outcome::Misuse;
+    }
     let l = &segment.layout;
     let offset = addr.wrapping_sub(segment.base.addr());
     let (done, bytes) = if offset.wrapping_sub(l.small) < l.small_bytes && addr % GRANULE == 0 {
@@ -336,6 +342,37 @@ fn free_remote(addr: usize, size: usize) -> Outcome {
     Outcome::Done
 }
 
+/// Looks at a block that another thread than its owner frees, as far as it can be seen from here.
+fn check_remote(segment: &segment::Segment, addr: usize, size: usize) -> bool {
+    if !segment::is_made(segment.index) {
+        return false;
+    }
+    let l = &segment.layout;
+    let offset = addr.wrapping_sub(segment.base.addr());
+    // SAFETY: the segment was claimed, so its head is committed.
+    let published = unsafe { &segment.header().published };
+    let live = if offset.wrapping_sub(l.small) < l.small_bytes {
+        let start = offset.wrapping_sub(l.small) / GRANULE;
+        let end = start.wrapping_add(granules(size));
+        // Relaxed: published before the block's pointer was passed on; where it is not a block's, old is as good as new.
+        addr % GRANULE == 0
+            && end <= published.small_high.load(Ordering::Relaxed)
+            && remote_map(segment).is_live(start, end)
+    } else {
+        let unit = offset.wrapping_sub(l.spans) / UNIT;
+        offset >= l.spans
+            && addr % UNIT == 0
+            && unit < published.span_top.load(Ordering::Relaxed)
+            // SAFETY: below the top the tables are committed.
+            && unsafe { spans::is_live_remote(segment.base.add(l.tables), unit) }
+    };
+    if live {
+        // SAFETY: the block is live and the caller's to free, and nobody is told that it is free before this ends.
+        unsafe { guard::freed(segment.base.with_addr(addr), size) };
+    }
+    live
+}
+
 /// Bytes freed in a segment without an owner before somebody gives its pages back.
 const ORPHAN_STEP: usize = 1 << 20;
 
@@ -345,7 +382,6 @@ fn freed_in_orphan(segment: &segment::Segment, bytes: usize) {
     let freed = unsafe { &segment.header().orphan_freed };
     // Relaxed: a counter that paces work; claiming orders the work itself.
     if freed.fetch_add(bytes, Ordering::Relaxed).wrapping_add(bytes) >= ORPHAN_STEP {
-        freed.store(0, Ordering::Relaxed);
         reclaim(segment.index, false);
     }
 }
@@ -356,6 +392,10 @@ pub fn reclaim(index: usize, count_resident: bool) -> usize {
     let Some(orphan) = segment::claim_orphan(index) else {
         return 0;
     };
+    // SAFETY: a claimed segment's head is committed.
+    let freed = unsafe { &orphan.header().orphan_freed };
+    // Relaxed: as in `freed_in_orphan`; what is freed from now on counts for the next time.
+    freed.store(0, Ordering::Relaxed);
     let mut heap = Heap::new();
     // SAFETY: just claimed, and given back below.
     unsafe { heap.attach(orphan) };
@@ -368,6 +408,9 @@ pub fn reclaim(index: usize, count_resident: bool) -> usize {
 /// Gives a block inside the reservation a new size where it stands, if that can be; `None` if it must move.
 #[cold]
 pub fn resize(addr: usize, old: usize, new: usize) -> Option<()> {
+    if CHECKED {
+        return None; // it moves, so that whoever still uses the old place is found
+    }
     SLOT.with(|slot| {
         // SAFETY: as in `with_heap`.
         let heap = unsafe { &mut *slot.heap.get() };

@@ -1,10 +1,12 @@
 //! What happens when memory is refused: address space, pages, and the backing itself. Nothing is lost, nothing panics,
 //! and the figures say why the arena did not serve.
+#![cfg(all(target_os = "linux", not(stepalloc_small_space)))]
 
 mod support;
 
 use std::alloc::{alloc, alloc_zeroed, dealloc, realloc, GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use stepalloc::{arena_scope, arena_scope_report, outside_scope, stats, ArenaScope, StepAlloc};
 use support::{child_passes, figure, role, set_limit, status_bytes, stock_backing, Block, Random};
@@ -325,9 +327,9 @@ fn monstrous_layouts_are_refused() {
             };
             tried += 1;
             // SAFETY: the layout has a size.
-            assert!(unsafe { alloc(layout) }.is_null(), "{layout:?}");
+            assert!(black_box(unsafe { alloc(layout) }).is_null(), "{layout:?}");
             // SAFETY: as above.
-            assert!(unsafe { alloc_zeroed(layout) }.is_null(), "{layout:?}");
+            assert!(black_box(unsafe { alloc_zeroed(layout) }).is_null(), "{layout:?}");
             for have in [1, 40, 64, 3_000, 50_000, 200_000] {
                 let mut block = Block::new(have, align.min(4_096));
                 if Layout::from_size_align(size, align.min(4_096)).is_ok() {
@@ -342,7 +344,7 @@ fn monstrous_layouts_are_refused() {
         let layout = Layout::from_size_align(8, 1 << bits).unwrap();
         // SAFETY: the layout has a size, and what is handed out is handed back.
         unsafe {
-            for p in [alloc(layout), alloc_zeroed(layout)] {
+            for p in [black_box(alloc(layout)), black_box(alloc_zeroed(layout))] {
                 if !p.is_null() {
                     assert_eq!(p.addr() % (1 << bits), 0);
                     dealloc(p, layout);
@@ -379,7 +381,7 @@ fn a_backing_that_refuses_everything_yields_null_and_loses_nothing() {
             for align in [1, 16, 64, 4_096] {
                 let layout = Layout::from_size_align(size, align).unwrap();
                 // SAFETY: the layout has a size.
-                unsafe { assert!(alloc(layout).is_null() && alloc_zeroed(layout).is_null()) };
+                unsafe { assert!(black_box(alloc(layout)).is_null() && black_box(alloc_zeroed(layout)).is_null()) };
             }
         }
         for block in &mut kept {
@@ -420,13 +422,13 @@ fn what_the_arena_cannot_serve_and_the_backing_refuses_is_null() {
         let scope = ArenaScope::enter_counted();
         let mut block = Block::new(100, 8);
         // SAFETY: the layout has a size.
-        unsafe { assert!(alloc(layout).is_null() && alloc_zeroed(layout).is_null()) };
+        unsafe { assert!(black_box(alloc(layout)).is_null() && black_box(alloc_zeroed(layout)).is_null()) };
         assert!(!block.resize(1 << 40));
         // SAFETY: `realloc` has left a block of its own alone before; here one of the arena's is asked to grow.
         unsafe {
             let own = Layout::from_size_align(100_000, 8).unwrap();
-            let p = alloc(own);
-            assert!(!p.is_null() && realloc(p, own, 1 << 40).is_null());
+            let p = black_box(alloc(own));
+            assert!(!p.is_null() && black_box(realloc(p, own, 1 << 40)).is_null());
             dealloc(p, own);
         }
         drop(block);

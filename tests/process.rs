@@ -1,5 +1,6 @@
 //! The edges of a process: before `main`, in `atexit`, across `fork`, under signals, at the end of the stack, and at an
 //! exit with scopes open.
+#![cfg(unix)]
 
 mod support;
 

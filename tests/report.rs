@@ -181,18 +181,26 @@ fn memory_freed_by_other_threads_and_used_again_is_counted_once() {
         give.send(block(1)).unwrap();
         wait.recv().unwrap();
     });
+    let mut kept: Vec<Block> = Vec::with_capacity(100);
     let ((), report) = arena_scope_report(|| {
         for round in 0..3_000 {
             let given = block(500 + round % 5_000);
+            if round % 30 == 29 {
+                kept.push(given); // perhaps where one stood that the other thread freed
+                continue;
+            }
             outside_scope(|| {
                 give.send(given).unwrap();
                 wait.recv().unwrap();
             });
         }
     });
-    let [blocks, bytes, peak, escapees, _, remote_frees] = figures(&report);
-    assert_eq!((blocks, escapees, remote_frees), (3_000, 0, 3_000));
+    let [blocks, bytes, peak, escapees, escapee_bytes, remote_frees] = figures(&report);
+    assert_eq!((blocks, escapees, remote_frees), (3_000, 100, 2_900));
+    let kept_bytes: usize = (0..100).map(|kept| 500 + kept * 30 + 29).sum();
+    assert_eq!(escapee_bytes, kept_bytes as u64);
     assert!(peak <= bytes);
+    drop(kept);
     drop(give);
     other.join().unwrap();
 }

@@ -23,6 +23,7 @@
 
 use crate::align::{align_down, align_up, checked_align_up, max, min, CACHE_LINE};
 use crate::error::AllocError;
+use crate::guard;
 use crate::sys;
 use core::alloc::Layout;
 use core::ptr::NonNull;
@@ -53,9 +54,10 @@ pub(super) enum Source {
 }
 
 impl Source {
-    /// The system where it offers reservations. (Miri knows `mmap`, but not protections.)
+    /// The system where it offers reservations. (Miri knows `mmap`, but not protections; a model must not find a block
+    /// that its last execution kept.)
     pub(super) const fn preferred() -> Source {
-        if sys::HAS_RESERVATIONS && !cfg!(miri) {
+        if sys::HAS_RESERVATIONS && !cfg!(miri) && !cfg!(loom) {
             Source::System
         } else {
             Source::Heap
@@ -177,6 +179,8 @@ impl Block {
         if self.source == Source::Heap {
             return false;
         }
+        // SAFETY: the block's own memory; it is usable again when it is committed again.
+        unsafe { guard::usable(self.base.as_ptr().add(keep), self.committed - keep) };
         // SAFETY: B1: the range is whole pages of this reservation, and the caller says that nobody uses them.
         let gone = unsafe { sys::decommit(self.base.as_ptr().add(keep), self.committed - keep) };
         if gone {
@@ -189,6 +193,8 @@ impl Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
+        // SAFETY: the block's own memory, whose next user knows nothing of us.
+        unsafe { guard::usable(self.base.as_ptr(), self.committed) };
         match self.source {
             // SAFETY: B3: this is the one reservation made in `new`, and its owner goes away.
             Source::System => unsafe { sys::release(self.base.as_ptr(), self.bytes) },

@@ -167,6 +167,7 @@ impl Drop for GoBack<'_> {
         if arena.marks.is_untouched() {
             arena.note_high();
             arena.position.set(arena.marks.show(&self.hidden));
+            arena.poison_free();
         } else {
             self.go_far();
         }

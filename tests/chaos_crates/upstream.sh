@@ -10,6 +10,8 @@ work=$here/target/upstream
 [ $# -gt 0 ] || set -- bytes hashbrown indexmap serde_json regex rayon crossbeam-queue crossbeam-deque crossbeam-epoch \
     crossbeam-channel
 export CARGO_TARGET_DIR="$work/target"
+# Each test program says, and asserts, what the arena really served of it.
+export STEPALLOC_CHAOS_SHARE=1
 cargo fetch -q --manifest-path "$here/Cargo.toml"
 failed=
 for crate; do
@@ -34,6 +36,9 @@ for crate; do
         failed="$failed $crate"
         grep -h 'panicked\|shadow:\|chaos: 0x\|stepalloc:\|^error' "$copy/stderr.txt" "$copy/out.txt" | head -20
     fi
+    grep -h 'chaos: the arena served' "$copy/stderr.txt" | awk '{ served += $5; all += $7 } END {
+        printf "the arena served %.1f %% of %d requests sampled\n", 100 * served / (all ? all : 1), all
+        exit served < 0.9 * all || all == 0 }' || failed="$failed $crate"
     grep -h '^test result' "$copy/out.txt" | awk '{ passed += $4; bad += $6 } END { print passed " passed, " bad " failed" }'
 done
 [ -z "$failed" ] || { echo "failed:$failed"; exit 1; }

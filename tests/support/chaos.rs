@@ -7,7 +7,8 @@
 //! destructor, so that a thread's death forgets them.
 //!
 //! `STEPALLOC_CHAOS_SEED=n` replays: a thread's choices follow from the seed and the number that `name_thread` gave it
-//! (or the order in which threads came).
+//! (or the order in which threads came). With `STEPALLOC_CHAOS_SHARE` set a process says at its end what the arena served of
+//! it, and fails where that is less than nine in ten: for programs that do not know of the chaos in them.
 
 use super::random::Random;
 use super::shadow;
@@ -72,10 +73,8 @@ pub fn seed() -> u64 {
     // SAFETY: nothing in these tests changes the environment; the answer is null or a C string. `time` takes null.
     let asked = unsafe {
         let text = libc::getenv(c"STEPALLOC_CHAOS_SEED".as_ptr());
-        let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        libc::clock_gettime(libc::CLOCK_REALTIME, &mut now);
         if text.is_null() {
-            now.tv_sec as u64 * 1_000_003 + now.tv_nsec as u64
+            libc::time(std::ptr::null_mut()) as u64 * 1_000_003 + u64::from(std::process::id())
         } else {
             libc::strtoull(text, std::ptr::null_mut(), 10)
         }
@@ -84,6 +83,12 @@ pub fn seed() -> u64 {
     match SEED.compare_exchange(0, asked, Relaxed, Relaxed) {
         Ok(_) => {
             shadow::say(format_args!("chaos: replay with STEPALLOC_CHAOS_SEED={asked}"));
+            // SAFETY: as above; registers a function that only reads counters and prints.
+            unsafe {
+                if !libc::getenv(c"STEPALLOC_CHAOS_SHARE".as_ptr()).is_null() {
+                    libc::atexit(share_at_exit);
+                }
+            }
             asked
         }
         Err(other) => other,
@@ -262,6 +267,18 @@ pub fn share() -> Share {
         in_scopes: IN_SCOPES.load(Relaxed),
         served: SERVED.load(Relaxed),
         served_in_scopes: SERVED_IN_SCOPES.load(Relaxed),
+    }
+}
+
+/// At the end of a process that does not ask itself.
+extern "C" fn share_at_exit() {
+    let share = share();
+    let (requests, served) = (share.requests, share.served);
+    shadow::say(format_args!(
+        "chaos: the arena served {served} of {requests} requests sampled"
+    ));
+    if requests > 1_000 && served * 10 < requests * 9 {
+        shadow::die(format_args!("chaos: it ran in the fallback"));
     }
 }
 

@@ -169,7 +169,8 @@ fn main() -> ExitCode {
     let mut samples = Vec::with_capacity(SAMPLES);
     println!("soak: {} s, seed {}", options.seconds, options.seed);
     std::thread::scope(|scope| {
-        let random = |number: u64| Random::new(options.seed.wrapping_mul(1_000) + number);
+        let seed = options.seed;
+        let random = move |number: u64| Random::new(seed.wrapping_mul(1_000) + number);
         let workers: [(&str, Work); 4] = [
             ("train", Box::new(move |shared| train::run(shared, random(1)))),
             ("parse", Box::new(move |shared| parse::run(shared, random(2)))),
