@@ -519,3 +519,20 @@ fn what_could_not_be_given_back_is_given_back_the_next_time() {
         });
     });
 }
+
+#[test]
+fn segments_whose_heads_were_refused_are_free_again() {
+    in_child("heads", || {
+        faults::follow(Some(|call, _| call == "mprotect"));
+        // More threads than there are segments.
+        for _ in 0..300 {
+            in_thread(|| drop(arena_scope(|| Block::new(100, 8))));
+        }
+        assert_eq!(stats().fallbacks.commit_refused, 300);
+        faults::follow(None);
+        in_thread(|| {
+            let block = arena_scope(|| Block::new(100, 8));
+            assert!(in_arena(block.addr() as *const u8), "{:?}", stats());
+        });
+    });
+}
