@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Parser;
-use stepalloc_measure::matrix::{self, Cell, Figures};
+use stepalloc_measure::figures::Figures;
+use stepalloc_measure::matrix::{self, Cell};
 use stepalloc_measure::sample;
-use stepalloc_measure::table::{figure, Table};
+use stepalloc_measure::table::{figure, with_interval, Table};
 use stepalloc_traces::plan;
 use stepalloc_traces::trace::Trace;
 
@@ -50,6 +51,15 @@ struct Options {
     /// Another folder of recordings (`*.trace.xz`)
     #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/traces"))]
     folder: PathBuf,
+    /// Also write every value here, comma-separated, as soon as it is known
+    #[arg(long, value_name = "FILE")]
+    csv: Option<PathBuf>,
+    /// Take from that file what it has already, and run the rest
+    #[arg(long, requires = "csv")]
+    resume: bool,
+    /// Also write the ratios to System's and their confidence intervals here
+    #[arg(long, value_name = "FILE")]
+    ratios: Option<PathBuf>,
     /// Use the binaries beside the driver as they are
     #[arg(long)]
     no_build: bool,
@@ -114,7 +124,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
     }
     let rounds = if options.verify { 1 } else { options.rounds };
-    let mut figures = matrix::run(&cells, rounds, Duration::from_secs(300), 0x5eed);
+    let plan = matrix::Plan {
+        rounds,
+        limit: Duration::from_secs(300),
+        seed: 0x5eed,
+        csv: options.csv.as_deref(),
+        resume: options.resume,
+        counts_syscalls: false,
+    };
+    let mut figures = matrix::run(&cells, &plan)?;
     figures.take_least = options.least;
     if options.verify {
         println!(
@@ -124,6 +142,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         );
     } else {
         report(&recordings, &chosen, &figures, &options);
+        if let Some(path) = &options.ratios {
+            std::fs::write(path, figures.ratios_csv(|_, _| Some("System".into())))?;
+        }
     }
     if figures.failures.is_empty() {
         Ok(())
@@ -211,6 +232,21 @@ fn report(recordings: &[Recording], chosen: &dyn Fn(&str) -> bool, figures: &Fig
         row.push(format!("{} / {}", three(time), three(peak)));
     }
     table.row(row);
+    println!("{table}");
+    println!(
+        "The ratios of time with their 95 % confidence intervals, from {} rounds on:\n",
+        sample::LEAST_ROUNDS
+    );
+    let mut table = Table::new(heads());
+    for Recording { name, .. } in recordings {
+        let cell = |column: &&str| {
+            let interval = figures
+                .interval(name, "cpu_ms", column, "System")
+                .filter(|_| *column != "System");
+            with_interval(figures.ratio(name, "cpu_ms", column, "System"), interval)
+        };
+        table.row(std::iter::once(name.clone()).chain(columns.iter().map(cell)));
+    }
     println!("{table}");
     println!("ms a steady step / page faults in it / peak resident MiB:\n");
     let mut table = Table::new(heads());
