@@ -1378,8 +1378,11 @@ impl Heap {
         unsafe {
             let at = self.small_base.add(from.wrapping_mul(GRANULE));
             let resident = if count_resident { sys::resident(at, bytes) } else { 0 };
-            sys::discard(at, bytes);
-            resident
+            if sys::discard(at, bytes) {
+                resident
+            } else {
+                0
+            }
         }
     }
 

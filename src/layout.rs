@@ -242,6 +242,18 @@ mod tests {
     }
 
     #[test]
+    fn the_constants_are_what_they_are_said_to_be() {
+        assert_eq!((GRANULE, WORD_BYTES, SHORT_MAX), (16, 1 << 10, 1 << 10));
+        assert_eq!((SMALL_MAX, SMALL_ALIGN_MAX, LINE_FROM), (8 << 10, 4 << 10, 64));
+        assert_eq!((UNIT, UNIT * REGION_UNITS, CHUNK), (1 << 10, 4 << 20, 64 << 10));
+        assert_eq!((CHUNK_UNITS * UNIT, CHUNK_GRANULES * GRANULE), (CHUNK, CHUNK));
+        assert_eq!((HOLE_MAX * GRANULE, PART, HEADER_BYTES), (64 << 10, 64 << 10, 4 << 10));
+        assert_eq!((AREA_ALIGN, SEGMENT_MIN, REGION_BYTES), (2 << 20, 8 << 20, 36 << 10));
+        #[cfg(target_pointer_width = "64")]
+        assert_eq!(SEGMENT_MAX, 64 << 30);
+    }
+
+    #[test]
     fn sizes_become_granules_and_units() {
         for size in 0..5_000 {
             let whole = size.max(1) + GUARD;
@@ -262,6 +274,24 @@ mod tests {
         while bytes <= SEGMENT_MAX {
             let l = SegmentLayout::for_size(bytes);
             let map_bytes = l.small_granules() / 8;
+            // As tight as the parts' alignment lets them be.
+            let part = |bytes: usize| bytes.next_multiple_of(PART);
+            assert_eq!(
+                (l.small_bytes * 4, l.small_granules() * GRANULE),
+                (bytes, l.small_bytes)
+            );
+            assert_eq!(l.mark_words, (l.small_bytes / CHUNK).div_ceil(64));
+            let most = bytes / (4 << 20) + 1;
+            assert_eq!(l.marks, HEADER_BYTES);
+            assert_eq!(l.region_longest, HEADER_BYTES + 24 * l.mark_words);
+            assert_eq!(l.head_bytes, part(l.region_longest + 4 * most));
+            assert_eq!((l.live, l.remote), (l.head_bytes, l.head_bytes + part(map_bytes)));
+            assert_eq!(l.tables, l.remote + part(map_bytes));
+            let area = (2 << 20).min(bytes / 16);
+            assert_eq!(l.small, (l.tables + part(most * REGION_BYTES)).next_multiple_of(area));
+            assert_eq!(l.spans, (l.small + l.small_bytes).next_multiple_of(area));
+            assert_eq!(l.span_units, (bytes - l.spans) / CHUNK * CHUNK_UNITS);
+            assert_eq!(l.regions, l.span_units.div_ceil(REGION_UNITS));
             assert!(l.marks >= HEADER_BYTES && l.marks + l.mark_words * 24 <= l.region_longest);
             assert!(l.mark_words * 64 * CHUNK >= l.small_bytes);
             assert!(l.region_longest + l.regions * 4 <= l.head_bytes);
@@ -281,6 +311,16 @@ mod tests {
     fn reservations_divide_into_segments_that_fit() {
         assert_eq!(divide(1 << 44), Some((1 << 36, 256)));
         assert_eq!(divide(1 << 20), None);
+        for (bytes, size, count) in [
+            (40, 32, 256),
+            (36, 30, 64),
+            (33, 30, 8),
+            (30, 27, 8),
+            (24, 23, 2),
+            (23, 23, 1),
+        ] {
+            assert_eq!(divide(1 << bytes), Some((1 << size, count)), "{bytes}");
+        }
         let mut bytes = SEGMENT_MIN;
         while bytes < 1 << 45 {
             let (size, count) = divide(bytes).unwrap();

@@ -57,12 +57,16 @@ impl Ledger {
     /// An empty ledger in pages of its own; `None` if the system refuses them.
     pub fn open() -> Option<*mut Ledger> {
         let p = pages(size_of::<Ledger>())?.cast::<Ledger>();
-        let entries = pages(FIRST * size_of::<Entry>())?.cast::<Entry>();
+        let Some(entries) = pages(FIRST * size_of::<Entry>()) else {
+            // SAFETY: just made by `pages` with this size, and nobody was told of it.
+            unsafe { sys::release(p.cast(), rounded(size_of::<Ledger>())) };
+            return None;
+        };
         let counts = [Counts::default(); OPEN];
         // SAFETY: the pages are fresh, large enough and page aligned.
         unsafe {
             p.write(Ledger {
-                entries,
+                entries: entries.cast(),
                 capacity: FIRST,
                 used: 0,
                 births: 0,

@@ -57,6 +57,14 @@ pub use scope::{
     arena_scope, arena_scope_report, outside_scope, scope_depth, ArenaScope, CountedScope, Fallbacks, ScopeReport,
 };
 pub use stats::{heap_stats, stats, trim, HeapStats, Stats};
+#[cfg(all(
+    stepalloc_faults,
+    target_os = "linux",
+    target_pointer_width = "64",
+    not(stepalloc_no_sys)
+))]
+#[doc(hidden)]
+pub use sys::faults;
 pub use tensor_arena::{
     cleanup_tensor_arena, init_tensor_arena, tensor_arena, try_tensor_arena, TensorArena, TensorArenaError,
 };

@@ -586,7 +586,9 @@ impl Spans {
         let resident = unsafe {
             let at = self.base.add(first.wrapping_mul(UNIT));
             let resident = if count_resident { sys::resident(at, bytes) } else { 0 };
-            sys::discard(at, bytes);
+            if !sys::discard(at, bytes) {
+                return 0; // and the chunks stay marked, for the next time
+            }
             resident
         };
         for chunk in from.div_ceil(CHUNK_UNITS)..to / CHUNK_UNITS {

@@ -71,7 +71,7 @@ fn a_block_of_no_bytes_is_aligned_and_can_be_freed() {
     }
 }
 
-#[cfg(all(target_os = "linux", not(miri)))]
+#[cfg(all(target_os = "linux", not(miri), not(stepalloc_small_space)))]
 #[test]
 fn zeroed_pages_are_not_touched() {
     fn faults() -> i64 {

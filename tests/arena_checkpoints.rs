@@ -190,7 +190,7 @@ fn step(arena: &mut Arena) -> f32 {
     loss
 }
 
-#[cfg(all(target_os = "linux", not(miri)))]
+#[cfg(all(target_os = "linux", not(miri), not(stepalloc_small_space)))]
 mod costs {
     use super::*;
     // A fork by one test makes the others' pages fault anew: one at a time.

@@ -26,7 +26,7 @@ fn blocks_leaked_by_growth_after_reset() {
 }
 
 /// `restore` freed every block made since `save`, so that each step asked for them and faulted their pages again.
-#[cfg(all(target_os = "linux", not(miri)))]
+#[cfg(all(target_os = "linux", not(miri), not(stepalloc_small_space)))]
 #[test]
 fn memory_returned_to_the_system_at_every_restore() {
     fn faults() -> i64 {
@@ -117,7 +117,7 @@ fn failed_first_block_dereferenced() {
 }
 
 /// The same where the memory is refused later, on the way: what was there stays usable.
-#[cfg(all(target_os = "linux", not(miri)))]
+#[cfg(all(target_os = "linux", not(miri), not(stepalloc_small_space)))]
 #[test]
 fn refused_growth_leaves_the_arena_usable() {
     let arena = Arena::with_block_size(1 << 20);

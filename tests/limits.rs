@@ -1,10 +1,13 @@
 //! What happens when memory is refused: address space, pages, and the backing itself. Nothing is lost, nothing panics,
 //! and the figures say why the arena did not serve.
+#![cfg(all(target_os = "linux", not(stepalloc_small_space)))]
 
 mod support;
 
 use std::alloc::{alloc, alloc_zeroed, dealloc, realloc, GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::hint::black_box;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use stepalloc::{arena_scope, arena_scope_report, outside_scope, stats, ArenaScope, StepAlloc};
 use support::{child_passes, figure, role, set_limit, status_bytes, stock_backing, Block, Random};
 
@@ -167,6 +170,84 @@ fn address_space_is_refused_from_nothing_left_up() {
     );
 }
 
+/// What one of the forked processes below tells the one that forks it, in memory that both see.
+struct Told {
+    reserved: AtomicU64,
+    blocks: AtomicU64,
+    no_reservation: AtomicU64,
+    total: AtomicU64,
+}
+
+/// Every limit, densely where most of what happens is decided: by 64 KiB up to 4 MiB, then by a tenth. One process
+/// that never used an arena forks one for each, so that they differ in the limit alone.
+#[test]
+fn address_space_is_refused_at_every_point() {
+    if role().is_none() {
+        let text = child_passes("address_space_is_refused_at_every_point", "walk");
+        assert!(figure(&text, "points") > 200, "{text}");
+        return;
+    }
+    stock_backing(&[32, 64, 128, 256, 512, 1024, 4096], 400);
+    assert_eq!(stats().reserved_bytes, 0);
+    // SAFETY: a fresh mapping, zero and large enough, is a valid `Told`, and it is never unmapped.
+    let told: &Told = unsafe {
+        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANON);
+        let p = libc::mmap(std::ptr::null_mut(), size_of::<Told>(), protection, flags, -1, 0);
+        assert_ne!(p, libc::MAP_FAILED);
+        &*p.cast::<Told>()
+    };
+    let fine = (0..64).map(|step| step << 16);
+    let coarse = std::iter::successors(Some(4u64 << 20), |&spare| Some(spare + spare / 10));
+    let spares = fine.chain(coarse.take_while(|&spare| spare < 1 << 46));
+    let (mut points, mut last) = (0, 0);
+    let mut sizes = std::collections::BTreeSet::new();
+    for spare in spares {
+        let child = || {
+            set_limit(libc::RLIMIT_AS, status_bytes("VmSize:") as u64 + spare);
+            let mut random = Random(spare + 1);
+            steps(&mut random);
+            let ((), report) = arena_scope_report(|| steps(&mut random));
+            set_limit(libc::RLIMIT_AS, libc::RLIM_INFINITY);
+            let figures = stats();
+            told.reserved.store(figures.reserved_bytes as u64, Relaxed);
+            told.blocks.store(report.blocks, Relaxed);
+            told.no_reservation.store(figures.fallbacks.no_reservation, Relaxed);
+            told.total.store(figures.fallbacks.total(), Relaxed);
+        };
+        // SAFETY: the child uses this thread only, and ends by `_exit`.
+        let pid = unsafe { libc::fork() };
+        assert_ne!(pid, -1, "fork was refused");
+        // Each may take as long as `role` allows a child, in the parent too.
+        // SAFETY: asks for a signal.
+        unsafe { libc::alarm(30) };
+        if pid == 0 {
+            let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(child));
+            // SAFETY: ends the child at once.
+            unsafe { libc::_exit(i32::from(done.is_err())) };
+        }
+        let mut status = 0;
+        // SAFETY: waits for our own child.
+        assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
+        assert_eq!(status, 0, "{spare} bytes more: panicked or died");
+        let reserved = told.reserved.load(Relaxed);
+        assert!(reserved >= last, "{spare}: more room, smaller reservation");
+        assert!(reserved <= spare / 2, "{spare}: {reserved} reserved");
+        if reserved == 0 {
+            assert!(told.no_reservation.load(Relaxed) > 1_000, "{spare}");
+        } else {
+            assert!(told.blocks.load(Relaxed) > 500, "{spare}: the arena serves");
+        }
+        if spare > 1 << 36 {
+            assert_eq!(told.total.load(Relaxed), 0, "{spare}: plenty is enough");
+        }
+        last = reserved;
+        points += 1;
+        sizes.insert(reserved);
+    }
+    assert!(sizes.len() > 10, "both sides of the edge, and many sizes: {sizes:?}");
+    println!("points={points}");
+}
+
 #[test]
 fn commit_is_refused_half_way() {
     if let Some(role) = role() {
@@ -246,9 +327,9 @@ fn monstrous_layouts_are_refused() {
             };
             tried += 1;
             // SAFETY: the layout has a size.
-            assert!(unsafe { alloc(layout) }.is_null(), "{layout:?}");
+            assert!(black_box(unsafe { alloc(layout) }).is_null(), "{layout:?}");
             // SAFETY: as above.
-            assert!(unsafe { alloc_zeroed(layout) }.is_null(), "{layout:?}");
+            assert!(black_box(unsafe { alloc_zeroed(layout) }).is_null(), "{layout:?}");
             for have in [1, 40, 64, 3_000, 50_000, 200_000] {
                 let mut block = Block::new(have, align.min(4_096));
                 if Layout::from_size_align(size, align.min(4_096)).is_ok() {
@@ -263,7 +344,7 @@ fn monstrous_layouts_are_refused() {
         let layout = Layout::from_size_align(8, 1 << bits).unwrap();
         // SAFETY: the layout has a size, and what is handed out is handed back.
         unsafe {
-            for p in [alloc(layout), alloc_zeroed(layout)] {
+            for p in [black_box(alloc(layout)), black_box(alloc_zeroed(layout))] {
                 if !p.is_null() {
                     assert_eq!(p.addr() % (1 << bits), 0);
                     dealloc(p, layout);
@@ -300,7 +381,7 @@ fn a_backing_that_refuses_everything_yields_null_and_loses_nothing() {
             for align in [1, 16, 64, 4_096] {
                 let layout = Layout::from_size_align(size, align).unwrap();
                 // SAFETY: the layout has a size.
-                unsafe { assert!(alloc(layout).is_null() && alloc_zeroed(layout).is_null()) };
+                unsafe { assert!(black_box(alloc(layout)).is_null() && black_box(alloc_zeroed(layout)).is_null()) };
             }
         }
         for block in &mut kept {
@@ -341,13 +422,13 @@ fn what_the_arena_cannot_serve_and_the_backing_refuses_is_null() {
         let scope = ArenaScope::enter_counted();
         let mut block = Block::new(100, 8);
         // SAFETY: the layout has a size.
-        unsafe { assert!(alloc(layout).is_null() && alloc_zeroed(layout).is_null()) };
+        unsafe { assert!(black_box(alloc(layout)).is_null() && black_box(alloc_zeroed(layout)).is_null()) };
         assert!(!block.resize(1 << 40));
         // SAFETY: `realloc` has left a block of its own alone before; here one of the arena's is asked to grow.
         unsafe {
             let own = Layout::from_size_align(100_000, 8).unwrap();
-            let p = alloc(own);
-            assert!(!p.is_null() && realloc(p, own, 1 << 40).is_null());
+            let p = black_box(alloc(own));
+            assert!(!p.is_null() && black_box(realloc(p, own, 1 << 40)).is_null());
             dealloc(p, own);
         }
         drop(block);

@@ -52,10 +52,9 @@ fn two_thousand_threads_at_once_are_all_served() {
     all_seen.wait();
     let escapees: Vec<Block> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
     let served = with_segment.load(Ordering::Relaxed);
-    assert!(
-        (SEGMENTS / 2..=SEGMENTS).contains(&served),
-        "{served} threads had a segment"
-    );
+    // A small space has few segments; what matters then is that they come back.
+    let least = if cfg!(stepalloc_small_space) { 2 } else { SEGMENTS / 2 };
+    assert!((least..=SEGMENTS).contains(&served), "{served} threads had a segment");
     let refused = full.fallbacks.no_segment - before.fallbacks.no_segment;
     assert!(refused as usize >= (THREADS - served) * 21, "{refused}");
     assert_eq!(full.fallbacks.total() - before.fallbacks.total(), refused);
@@ -72,6 +71,7 @@ fn two_thousand_threads_at_once_are_all_served() {
     assert!(stats().segments <= 2, "{:?}", stats());
 }
 
+#[cfg(all(target_os = "linux", not(stepalloc_small_space)))]
 #[test]
 #[serial]
 fn two_hundred_threads_in_turn_leave_little_behind() {
@@ -98,6 +98,7 @@ fn two_hundred_threads_in_turn_leave_little_behind() {
     assert!(after <= 64 << 20, "{} MiB resident", after >> 20);
 }
 
+#[cfg(all(target_os = "linux", not(stepalloc_small_space)))]
 #[test]
 #[serial]
 fn escapees_of_ended_threads_are_freed_by_others_and_their_memory_comes_back() {
@@ -152,6 +153,7 @@ fn escapees_of_ended_threads_are_freed_by_others_and_their_memory_comes_back() {
     );
 }
 
+#[cfg(all(target_os = "linux", not(stepalloc_small_space)))]
 #[test]
 #[serial]
 fn memory_of_an_ended_thread_comes_back_as_others_free_it_without_a_call() {

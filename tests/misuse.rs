@@ -7,11 +7,10 @@ mod support;
 
 use std::alloc::dealloc;
 use std::cell::RefCell;
-use std::os::unix::process::ExitStatusExt;
 use std::sync::mpsc::{channel, Receiver, Sender};
 use std::thread;
 use stepalloc::{arena_scope, arena_scope_report, outside_scope, scope_depth, stats, ArenaScope, StepAlloc};
-use support::{in_thread, role, run_child, text, Block};
+use support::{aborted, in_thread, role, run_child, text, Block};
 
 #[global_allocator]
 static GLOBAL: StepAlloc = StepAlloc::new();
@@ -43,13 +42,7 @@ fn aborts(test: &str, misuse: fn(usize)) {
             assert!(once.status.success(), "{}: {}", once.status, text(&once));
             let twice = run_child(test, "twice");
             let stderr = String::from_utf8_lossy(&twice.stderr);
-            assert_eq!(
-                twice.status.signal(),
-                Some(libc::SIGABRT),
-                "{}: {}",
-                twice.status,
-                text(&twice)
-            );
+            assert!(aborted(twice.status), "{}: {}", twice.status, text(&twice));
             assert!(stderr.contains("stepalloc: a block was freed twice"), "{stderr}");
             assert!(!stderr.contains("panicked"), "nothing unwinds: {stderr}");
         }
@@ -265,6 +258,9 @@ fn work() {
     }
 }
 
+// Where thread-locals are keys of the system, destructors run by the age of the key and not in the thread's order: there
+// none runs after the arena's.
+#[cfg(not(all(windows, target_env = "gnu")))]
 #[test]
 fn destructors_of_thread_locals_allocate_and_open_scopes() {
     for teardown in BOTH {
@@ -372,6 +368,9 @@ fn guards_are_dropped_by_destructors_of_thread_locals() {
     }
 }
 
+// Where thread-locals are keys of the system, destructors run by the age of the key and not in the thread's order: there
+// none runs after the arena's.
+#[cfg(not(all(windows, target_env = "gnu")))]
 #[test]
 fn scopes_that_a_thread_left_open_end_with_its_arena() {
     for (teardown, expected) in BOTH.into_iter().zip([70, 0]) {

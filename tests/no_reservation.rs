@@ -2,7 +2,7 @@
 //!
 //! Such are 32-bit systems, wasm and unknown ones. `RUSTFLAGS='--cfg stepalloc_no_sys' cargo test --test no_reservation`
 //! makes one of this system; elsewhere this file is empty.
-#![cfg(any(stepalloc_no_sys, not(unix), not(target_pointer_width = "64")))]
+#![cfg(any(stepalloc_no_sys, not(any(unix, windows)), not(target_pointer_width = "64")))]
 
 mod support;
 

@@ -1,7 +1,11 @@
-//! The edges of a process: before `main`, in `atexit`, across `fork`, and at an exit with scopes open.
+//! The edges of a process: before `main`, in `atexit`, across `fork`, under signals, at the end of the stack, and at an
+//! exit with scopes open.
+#![cfg(unix)]
 
 mod support;
 
+use std::cell::RefCell;
+use std::os::unix::process::ExitStatusExt;
 use std::process::{exit, Output};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
@@ -277,4 +281,288 @@ fn one_of_several_threads_forks_while_the_others_allocate() {
         stop.store(true, Ordering::Relaxed);
         result.unwrap();
     });
+}
+
+/// One step of a program: makes, resizes, frees, opens and leaves scopes, as the numbers say.
+fn any_step(random: &mut Random, blocks: &mut Vec<Block>, guards: &mut Vec<ArenaScope>) {
+    match random.below(8) {
+        0 if guards.len() < 5 => guards.push(ArenaScope::enter()),
+        1 if !guards.is_empty() => drop(guards.swap_remove(random.below(guards.len()))),
+        2 | 3 if !blocks.is_empty() => drop(blocks.swap_remove(random.below(blocks.len()))),
+        4 if !blocks.is_empty() => {
+            let which = random.below(blocks.len());
+            assert!(blocks[which].resize(random.size(100_000)));
+        }
+        5 => blocks.push(Block::zeroed(random.size(200_000), 8)),
+        _ => blocks.push(Block::new(random.size(20_000), 8)),
+    }
+    if blocks.len() > 60 {
+        blocks.truncate(20);
+    }
+}
+
+#[test]
+fn one_of_several_threads_forks_after_any_step() {
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for seed in 100..102 {
+            let stop = &stop;
+            scope.spawn(move || {
+                let (mut random, mut blocks, mut guards) = (Random(seed), vec![], vec![]);
+                while !stop.load(Ordering::Relaxed) {
+                    any_step(&mut random, &mut blocks, &mut guards);
+                }
+            });
+        }
+        let forker = scope.spawn(|| {
+            let (mut random, mut blocks, mut guards) = (Random(103), vec![], vec![]);
+            for round in 0..40 {
+                for _ in 0..random.size(60) {
+                    any_step(&mut random, &mut blocks, &mut guards);
+                }
+                let state = std::panic::AssertUnwindSafe((&mut blocks, &mut guards));
+                forked(move || {
+                    let state = state;
+                    let (blocks, guards) = (&mut *state.0 .0, &mut *state.0 .1);
+                    blocks.iter().for_each(Block::verify);
+                    let mut random = Random(200 + round);
+                    for _ in 0..60 {
+                        any_step(&mut random, blocks, guards);
+                    }
+                    if round % 2 == 0 {
+                        guards.clear();
+                        blocks.clear();
+                    }
+                });
+                blocks.iter().for_each(Block::verify);
+            }
+        });
+        let result = forker.join();
+        stop.store(true, Ordering::Relaxed);
+        result.unwrap();
+    });
+}
+
+// ---- Signals ----
+
+static SIGNALS: AtomicUsize = AtomicUsize::new(0);
+/// How many signals from now on fork.
+static FORKS: AtomicUsize = AtomicUsize::new(0);
+static CHILD: AtomicBool = AtomicBool::new(false);
+static FAILED: AtomicUsize = AtomicUsize::new(0);
+
+/// Counts; forks if it is told to. It does not allocate.
+extern "C" fn on_alarm(_signal: libc::c_int) {
+    let number = SIGNALS.fetch_add(1, Ordering::Relaxed);
+    if number % 4 != 0 || CHILD.load(Ordering::Relaxed) || FORKS.load(Ordering::Relaxed) == 0 {
+        return;
+    }
+    FORKS.fetch_sub(1, Ordering::Relaxed);
+    // SAFETY: the system call alone, without the functions that libc runs around `fork`: it may have been interrupted in
+    // its allocator. The child has one thread, as the parent has, and goes on where it was.
+    match unsafe { libc::syscall(libc::SYS_fork) } {
+        0 => CHILD.store(true, Ordering::Relaxed),
+        pid => {
+            let mut status = 0;
+            // SAFETY: waits for our own child; the timer interrupts that.
+            while pid > 0 && unsafe { libc::waitpid(pid as i32, &mut status, 0) } == -1 {}
+            FAILED.fetch_add(usize::from(pid < 0 || status != 0), Ordering::Relaxed);
+        }
+    }
+}
+
+/// Interrupts the process after each so many microseconds of its time, and its system calls with it (no `SA_RESTART`).
+fn interrupt_every(microseconds: libc::suseconds_t) {
+    // SAFETY: plain structs for the system; the handler stays, as all code does.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = on_alarm as extern "C" fn(libc::c_int) as usize;
+        assert_eq!(libc::sigaction(libc::SIGPROF, &action, std::ptr::null_mut()), 0);
+        let every = libc::timeval {
+            tv_sec: 0,
+            tv_usec: microseconds,
+        };
+        let timer = libc::itimerval {
+            it_interval: every,
+            it_value: every,
+        };
+        assert_eq!(libc::setitimer(libc::ITIMER_PROF, &timer, std::ptr::null_mut()), 0);
+    }
+}
+
+#[test]
+fn signals_interrupt_threads_anywhere() {
+    if role().is_none() {
+        let output = run_child("signals_interrupt_threads_anywhere", "signals");
+        assert!(output.status.success(), "{}: {}", output.status, text(&output));
+        return;
+    }
+    interrupt_every(200);
+    thread::scope(|scope| {
+        for seed in 110..113 {
+            scope.spawn(move || {
+                let (mut random, mut blocks, mut guards) = (Random(seed), vec![], vec![]);
+                let mut steps = 0;
+                while SIGNALS.load(Ordering::Relaxed) < 300 || steps < 3_000 {
+                    any_step(&mut random, &mut blocks, &mut guards);
+                    steps += 1;
+                }
+            });
+        }
+    });
+    assert!(SIGNALS.load(Ordering::Relaxed) >= 300);
+    interrupt_every(0);
+}
+
+/// A handler forks wherever the program is, in the midst of the allocator too; both sides go on from there.
+#[test]
+fn a_process_forks_anywhere() {
+    if role().is_none() {
+        let output = run_child("a_process_forks_anywhere", "forks");
+        assert!(output.status.success(), "{}: {}", output.status, text(&output));
+        return;
+    }
+    // One thread: the test's own waits for it, blocked, and does not exist in the children.
+    FORKS.store(20, Ordering::Relaxed);
+    interrupt_every(1_000);
+    let (mut random, mut blocks, mut guards) = (Random(120), vec![], vec![]);
+    let mut more = 200;
+    while (FORKS.load(Ordering::Relaxed) != 0 || CHILD.load(Ordering::Relaxed)) && more > 0 {
+        any_step(&mut random, &mut blocks, &mut guards);
+        more -= i32::from(CHILD.load(Ordering::Relaxed));
+    }
+    interrupt_every(0);
+    blocks.iter().for_each(Block::verify);
+    drop((blocks, guards));
+    if CHILD.load(Ordering::Relaxed) {
+        // SAFETY: ends the child at once.
+        unsafe { libc::_exit(0) };
+    }
+    assert_eq!(FORKS.load(Ordering::Relaxed), 0);
+    assert_eq!(FAILED.load(Ordering::Relaxed), 0, "children that did not end well");
+}
+
+// ---- The end of a thread and of the process, in every order ----
+
+/// Blocks that a thread-local frees at the thread's end, and a scope that it leaves; it makes new ones meanwhile.
+struct AtEnd(RefCell<(Vec<Block>, Option<ArenaScope>)>);
+
+impl Drop for AtEnd {
+    fn drop(&mut self) {
+        let (mut blocks, guard) = std::mem::take(self.0.get_mut());
+        let made = arena_scope(|| [Block::new(100, 8), Block::new(60_000, 8), Block::zeroed(300_000, 8)]);
+        for block in &mut blocks {
+            assert!(block.resize(block.size() / 2 + 70));
+        }
+        drop(guard);
+        drop(work(130));
+        drop((made, blocks));
+        ENDED.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+static ENDED: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    static FIRST: AtEnd = const { AtEnd(RefCell::new((vec![], None))) };
+    static SECOND: AtEnd = const { AtEnd(RefCell::new((vec![], None))) };
+}
+
+static EXITS_LEFT: AtomicUsize = AtomicUsize::new(0);
+
+/// The second of two `atexit` functions to run ends the process: 7 if all went well.
+extern "C" fn exiting() {
+    let done = std::panic::catch_unwind(|| {
+        drop(work(131));
+        let blocks = FOR_EXIT.swap(std::ptr::null_mut(), Ordering::SeqCst);
+        if !blocks.is_null() {
+            // SAFETY: the pointer came from `Box::into_raw` and is taken once.
+            drop(unsafe { Box::from_raw(blocks) });
+        }
+    });
+    let last = EXITS_LEFT.fetch_sub(1, Ordering::SeqCst) == 1;
+    if done.is_err() || last {
+        let well = done.is_ok() && ENDED.load(Ordering::SeqCst) == 2;
+        // SAFETY: ends the process at once.
+        unsafe { libc::_exit(if well { 7 } else { 8 }) };
+    }
+}
+
+/// What a thread can do first: registrations run in the reverse of this order at its end.
+fn begin(what: usize) {
+    match what {
+        0 => FIRST.with(|end| end.0.borrow_mut().0.extend(work(132))),
+        1 => SECOND.with(|end| *end.0.borrow_mut() = (work(133), Some(ArenaScope::enter()))),
+        2 => drop(arena_scope(|| Block::new(900, 8))),
+        _ => {
+            EXITS_LEFT.fetch_add(2, Ordering::SeqCst);
+            FOR_EXIT.store(Box::into_raw(Box::new(work(134))), Ordering::SeqCst);
+            // SAFETY: the function stays, as all code does.
+            unsafe { assert_eq!((libc::atexit(exiting), libc::atexit(exiting)), (0, 0)) };
+        }
+    }
+}
+
+#[test]
+fn thread_locals_and_atexit_functions_end_in_every_order() {
+    if role().is_none() {
+        let output = run_child("thread_locals_and_atexit_functions_end_in_every_order", "orders");
+        assert!(output.status.success(), "{}: {}", output.status, text(&output));
+        assert!(text(&output).contains("orders=24"));
+        return;
+    }
+    let mut orders = 0;
+    for number in 0..4usize.pow(4) {
+        let order = [number % 4, number / 4 % 4, number / 16 % 4, number / 64];
+        if (0..4).any(|what| !order.contains(&what)) {
+            continue;
+        }
+        orders += 1;
+        // SAFETY: the child uses this thread and one of its own only.
+        let pid = unsafe { libc::fork() };
+        assert_ne!(pid, -1, "fork was refused");
+        if pid == 0 {
+            // SAFETY: asks for a signal that ends a child that hangs.
+            unsafe { libc::alarm(20) };
+            let all = thread::spawn(move || {
+                order.into_iter().for_each(begin);
+                exit(0) // this thread's destructors first, then the `atexit` functions
+            });
+            let _never = all.join();
+            // SAFETY: ends the child at once; the thread should have.
+            unsafe { libc::_exit(9) };
+        }
+        let mut status = 0;
+        // SAFETY: waits for our own child.
+        assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
+        assert!(
+            libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 7,
+            "{order:?}: {status:#x}"
+        );
+    }
+    println!("orders={orders}");
+}
+
+// ---- The end of the stack ----
+
+/// Goes down until there is no stack left, with blocks of every level live.
+fn deeper(level: usize) -> usize {
+    let text = level.to_string();
+    let block = Block::new(20 + level % 3_000, 8);
+    let levels = arena_scope(|| deeper(std::hint::black_box(level + 1)));
+    block.verify();
+    levels + text.len()
+}
+
+#[test]
+fn a_stack_overflow_in_scopes_is_std_s_own_death() {
+    if role().is_none() {
+        let output = run_child("a_stack_overflow_in_scopes_is_std_s_own_death", "deep");
+        let text = text(&output);
+        assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{}: {text}", output.status);
+        assert!(text.contains("has overflowed its stack"), "{text}");
+        assert!(!text.contains("stepalloc:") && !text.contains("panicked"), "{text}");
+        return;
+    }
+    println!("{}", arena_scope(|| deeper(0)));
 }

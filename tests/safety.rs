@@ -36,7 +36,7 @@ fn breaks(list: &str) -> BTreeSet<&str> {
 }
 
 /// What is wrong with the page.
-fn faults(page: &str, list: &str, design: &str, exists: impl Fn(&str) -> bool) -> Vec<String> {
+fn faults(page: &str, list: &str, design: &str, models: &str, exists: impl Fn(&str) -> bool) -> Vec<String> {
     let (rows, breaks) = (rows(page), breaks(list));
     let mut faults = vec![];
     for row in &rows {
@@ -45,6 +45,9 @@ fn faults(page: &str, list: &str, design: &str, exists: impl Fn(&str) -> bool) -
         }
         for name in quoted(&row[4]).filter(|name| !breaks.contains(name)) {
             faults.push(format!("{}: no break is named {name}", row[0]));
+        }
+        for model in quoted(&row[3]).filter(|model| !models.contains(&format!("fn {model}("))) {
+            faults.push(format!("{}: there is no model {model}", row[0]));
         }
         if quoted(&row[2]).count() == 0 || row[3].is_empty() || quoted(&row[4]).count() == 0 {
             faults.push(format!("{} has an empty cell", row[0]));
@@ -74,7 +77,12 @@ fn the_page_names_only_what_is_there() {
         rows(&page).len() >= 12 && breaks(&list).len() >= 100,
         "the tables were not found"
     );
-    let faults = faults(&page, &list, &design, |file| root.join(file).exists());
+    let models = read("tests/loom/models.rs");
+    assert!(
+        rows(&page).iter().filter(|row| quoted(&row[3]).count() != 0).count() >= 4,
+        "no models were found"
+    );
+    let faults = faults(&page, &list, &design, &models, |file| root.join(file).exists());
     assert!(faults.is_empty(), "{}", faults.join("\n"));
     // The loom breaks that stand in the text below the table.
     let names = breaks(&list);
@@ -92,12 +100,15 @@ fn the_page_names_only_what_is_there() {
 fn the_check_sees_what_is_missing() {
     let page = "//! | | in short | test | model | break |\n//! |---|\n//! | H1 | x | `tests/a.rs` | m | `one` |\n";
     let list = "name = \"one\"\n";
-    let count = |page: &str, list: &str, design: &str, there: bool| faults(page, list, design, |_| there).len();
+    let count =
+        |page: &str, list: &str, design: &str, there: bool| faults(page, list, design, "fn m()", |_| there).len();
     assert_eq!(count(page, list, "//! | H1 | a bit", true), 0);
     assert_eq!(count(page, list, "//! | H1 | a bit", false), 1);
     assert_eq!(count(page, "name = \"other\"\n", "", true), 1);
     assert_eq!(count(page, list, "//! | H2 | owner", true), 1);
     assert_eq!(count(&page.replace("| m |", "| |"), list, "", true), 1);
+    assert_eq!(count(&page.replace("| m |", "| loom's `m` |"), list, "", true), 0);
+    assert_eq!(count(&page.replace("| m |", "| loom's `n` |"), list, "", true), 1);
 }
 
 /// The lints that keep the SAFETY lines are denied, in this package and those of the tests.

@@ -4,7 +4,6 @@
 mod support;
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use support::chaos::Chaos;
 
@@ -138,7 +137,7 @@ fn each_fault_is_seen() {
         ("sound", ""),
     ];
     for (name, message) in cases {
-        let mut child = Command::new(std::env::current_exe().unwrap());
+        let mut child = support::this_program();
         child
             .args(["--exact", "child", "--ignored", "--nocapture"])
             .env(CHILD, name);

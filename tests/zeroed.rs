@@ -3,7 +3,7 @@
 mod support;
 
 use stepalloc::{arena_scope, trim, ArenaScope, StepAlloc};
-use support::{child_passes, faults, in_thread, role, Block, Random};
+use support::{child_passes, in_thread, role, Block, Random};
 
 #[global_allocator]
 static GLOBAL: StepAlloc = StepAlloc::new();
@@ -158,14 +158,16 @@ fn blocks_are_zero_where_spans_were_freed_by_other_threads() {
 }
 
 /// Page faults of this thread while it makes a zeroed block of this size, not touched.
+#[cfg(all(target_os = "linux", not(stepalloc_small_space)))]
 fn faults_of_zeroed(size: usize) -> (u64, *mut u8) {
     let layout = support::layout(size, 64);
-    let before = faults();
+    let before = support::faults();
     // SAFETY: the layout has a size.
     let p = unsafe { std::alloc::alloc_zeroed(layout) };
-    (faults() - before, p)
+    (support::faults() - before, p)
 }
 
+#[cfg(all(target_os = "linux", not(stepalloc_small_space)))]
 #[test]
 fn fresh_large_blocks_are_not_touched() {
     // In a process of its own: memory that other tests have used must be zeroed.

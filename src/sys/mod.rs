@@ -5,7 +5,7 @@
 //! | `reserve(bytes)` | address space that no access may touch yet, page aligned; null if refused |
 //! | `release(p, bytes)` | gives a whole reservation back |
 //! | `commit(p, bytes)` | makes whole pages of a reservation readable and writable, zero where never touched; `false` if refused |
-//! | `discard(p, bytes)` | drops the contents of whole committed pages; they read as zero again and cost no memory until touched |
+//! | `discard(p, bytes)` | drops the contents of whole committed pages; they read as zero again and cost no memory until touched, or, where the system takes its time, read as before: zeros stay zeros; `false`, and all is as it was, if refused |
 //! | `decommit(p, bytes)` | takes whole pages back to merely reserved; committed again they read as zero; `false` if refused |
 //! | `advise_huge(p, bytes)` | a wish: back these committed pages with huge pages |
 //! | `resident(p, bytes)` | how many bytes of these whole pages are in memory now |
@@ -17,19 +17,30 @@
 //! None of these allocates, formats, locks or panics: they are called below `GlobalAlloc`. Where the system offers
 //! no reservation at all (32-bit, wasm, unknown systems) `reserve` answers null and the crate passes everything to
 //! the backing. `--cfg stepalloc_no_sys` makes any system one of those, so that a build and a test can show it.
+//! `--cfg stepalloc_small_space` limits the address space of a reservation, for emulators that pay for each reserved page.
 
 #[cfg(all(unix, target_pointer_width = "64", not(stepalloc_no_sys)))]
 #[path = "unix.rs"]
 mod os;
 
-#[cfg(not(all(unix, target_pointer_width = "64", not(stepalloc_no_sys))))]
+#[cfg(all(windows, target_pointer_width = "64", not(stepalloc_no_sys)))]
+#[path = "windows.rs"]
+mod os;
+
+#[cfg(not(all(any(unix, windows), target_pointer_width = "64", not(stepalloc_no_sys))))]
 #[path = "none.rs"]
 mod os;
 
-pub use os::{
-    address_space, advise_huge, coarse_millis, commit, decommit, die, discard, resident, thread_faults,
-    HAS_RESERVATIONS,
-};
+// The calls of `unix.rs` with a seam for tests: see the file.
+#[cfg(all(
+    stepalloc_faults,
+    target_os = "linux",
+    target_pointer_width = "64",
+    not(stepalloc_no_sys)
+))]
+pub mod faults;
+
+pub use os::{advise_huge, coarse_millis, commit, decommit, die, discard, resident, thread_faults, HAS_RESERVATIONS};
 #[cfg(not(loom))]
 pub use os::{release, reserve};
 
@@ -61,4 +72,16 @@ pub unsafe fn release(p: *mut u8, bytes: usize) {
 #[inline]
 pub fn page_size() -> usize {
     os::page_size()
+}
+
+/// The most address space that a reservation may take, bytes.
+pub fn address_space() -> usize {
+    /// qemu-user 7 takes 6 GB of memory for a TiB that is reserved, so 200 MB for this.
+    const SMALL: usize = 32 << 30;
+    let most = os::address_space();
+    if cfg!(stepalloc_small_space) {
+        most.min(SMALL)
+    } else {
+        most
+    }
 }

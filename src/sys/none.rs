@@ -39,7 +39,9 @@ pub unsafe fn decommit(_p: *mut u8, _bytes: usize) -> bool {
 ///
 /// # Safety
 /// None: there is no range to name.
-pub unsafe fn discard(_p: *mut u8, _bytes: usize) {}
+pub unsafe fn discard(_p: *mut u8, _bytes: usize) -> bool {
+    false
+}
 
 /// Nothing was ever committed.
 ///

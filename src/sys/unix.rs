@@ -2,12 +2,23 @@
 //!
 //! `discard` is `MADV_DONTNEED` on Linux and never `MADV_FREE`: later reads must see zeros, or the known-zero marks
 //! above would lie. On other systems, where `MADV_DONTNEED` may keep the contents, the range is mapped anew.
+//! On macOS neither `MADV_DONTNEED` nor `MADV_FREE` promises zeros; a new mapping over the old one does (`mmap(2)`).
+//!
+//! Linux has run; of the other systems `.ci/ports` checks the types, and no more. Thread-locals need nothing from here: those of
+//! macOS come from the system's `malloc` on first use, below any Rust allocator.
 
+#[cfg(all(stepalloc_faults, target_os = "linux"))]
+use super::faults as libc;
 use crate::sync::{AtomicUsize, Ordering};
 use core::ffi::c_void;
 
 const PROT_RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
-const MAP_PRIVATE_ANON: i32 = libc::MAP_PRIVATE | libc::MAP_ANON | libc::MAP_NORESERVE;
+/// Gone from FreeBSD, which takes no swap for pages that are not touched.
+#[cfg(any(target_os = "freebsd", target_os = "dragonfly"))]
+const NO_RESERVE: i32 = 0;
+#[cfg(not(any(target_os = "freebsd", target_os = "dragonfly")))]
+const NO_RESERVE: i32 = libc::MAP_NORESERVE;
+const MAP_PRIVATE_ANON: i32 = libc::MAP_PRIVATE | libc::MAP_ANON | NO_RESERVE;
 
 /// Whether `reserve` can ever succeed here.
 pub const HAS_RESERVATIONS: bool = true;
@@ -61,50 +72,53 @@ pub unsafe fn commit(p: *mut u8, bytes: usize) -> bool {
     unsafe { libc::mprotect(p.cast::<c_void>(), bytes, PROT_RW) == 0 }
 }
 
-/// Drops the contents of whole committed pages; they read as zero afterwards.
+/// Drops the contents of whole committed pages; they read as zero afterwards. `false` if the system refuses: then they
+/// are as they were.
 ///
 /// # Safety
 /// The range is page aligned, committed, and holds no data that anyone will read again.
-pub unsafe fn discard(p: *mut u8, bytes: usize) {
+pub unsafe fn discard(p: *mut u8, bytes: usize) -> bool {
     #[cfg(any(target_os = "linux", target_os = "android"))]
-    // SAFETY: by the caller's promise nobody reads the old contents. The call fails only for locked pages, which
-    // then stay as they are: zero is not promised for memory that was ever used (known-zero marks never move down).
+    // SAFETY: by the caller's promise nobody reads the old contents. The call fails for locked pages, which then stay as
+    // they are: zero is not promised for memory that was ever used (known-zero marks never move down).
     unsafe {
-        libc::madvise(p.cast::<c_void>(), bytes, libc::MADV_DONTNEED);
+        libc::madvise(p.cast::<c_void>(), bytes, libc::MADV_DONTNEED) == 0
     }
     #[cfg(not(any(target_os = "linux", target_os = "android")))]
     // SAFETY: replaces our own pages, whose contents nobody reads again, by fresh ones at the same place.
     unsafe {
-        libc::mmap(
-            p.cast::<c_void>(),
-            bytes,
-            PROT_RW,
-            MAP_PRIVATE_ANON | libc::MAP_FIXED,
-            -1,
-            0,
-        );
+        let flags = MAP_PRIVATE_ANON | libc::MAP_FIXED;
+        libc::mmap(p.cast::<c_void>(), bytes, PROT_RW, flags, -1, 0) != libc::MAP_FAILED
+    }
+}
+
+/// Takes whole pages back to merely reserved: no memory, no access; `false` if the system refuses, and then they may be
+/// used as before, with any contents. Pages committed again are zero.
+///
+/// # Safety
+/// The range is page aligned, inside one live reservation, and holds no data that anyone will read again.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub unsafe fn decommit(p: *mut u8, bytes: usize) -> bool {
+    // Not by mapping over them: such a call may take the old pages away before it fails. The contents go first, for pages
+    // without access that kept them would not read as zero later.
+    // SAFETY: our own pages, which by the caller's promise nobody uses.
+    unsafe {
+        libc::madvise(p.cast::<c_void>(), bytes, libc::MADV_DONTNEED) == 0
+            && libc::mprotect(p.cast::<c_void>(), bytes, libc::PROT_NONE) == 0
     }
 }
 
 /// Takes whole pages back to merely reserved: no memory, no access; `false` if the system refuses.
 ///
-/// The range is mapped anew, so that pages committed again are zero whatever held the old ones.
+/// No advice of these systems promises zeros, so the range is mapped anew.
 ///
 /// # Safety
 /// The range is page aligned, inside one live reservation, and holds no data that anyone will read again.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
 pub unsafe fn decommit(p: *mut u8, bytes: usize) -> bool {
     let flags = MAP_PRIVATE_ANON | libc::MAP_FIXED;
     // SAFETY: replaces our own pages, which by the caller's promise nobody uses, by fresh ones at the same place.
-    let q = unsafe { libc::mmap(p.cast::<c_void>(), bytes, libc::PROT_NONE, flags, -1, 0) };
-    if q == libc::MAP_FAILED {
-        return false;
-    }
-    #[cfg(target_os = "linux")]
-    // SAFETY: the range is the mapping just made; the advice (see `reserve`) changes no contents.
-    unsafe {
-        libc::madvise(q, bytes, libc::MADV_NOHUGEPAGE);
-    }
-    true
+    unsafe { libc::mmap(p.cast::<c_void>(), bytes, libc::PROT_NONE, flags, -1, 0) != libc::MAP_FAILED }
 }
 
 /// Asks for huge pages under a committed range.

@@ -73,10 +73,8 @@ pub fn seed() -> u64 {
     // SAFETY: nothing in these tests changes the environment; the answer is null or a C string. `time` takes null.
     let asked = unsafe {
         let text = libc::getenv(c"STEPALLOC_CHAOS_SEED".as_ptr());
-        let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        libc::clock_gettime(libc::CLOCK_REALTIME, &mut now);
         if text.is_null() {
-            now.tv_sec as u64 * 1_000_003 + now.tv_nsec as u64
+            libc::time(std::ptr::null_mut()) as u64 * 1_000_003 + u64::from(std::process::id())
         } else {
             libc::strtoull(text, std::ptr::null_mut(), 10)
         }

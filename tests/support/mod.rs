@@ -195,13 +195,29 @@ pub fn role() -> Option<String> {
     let role = std::env::var("STEPALLOC_TEST_ROLE").ok()?;
     // A child that hangs is a failure, not a wait.
     // SAFETY: asks for a signal that ends the process.
-    unsafe { libc::alarm(30) };
+    #[cfg(unix)]
+    unsafe {
+        libc::alarm(30)
+    };
     Some(role)
+}
+
+/// This program again, through `STEPALLOC_TEST_RUNNER` where the system cannot start it by itself.
+pub fn this_program() -> Command {
+    let program = std::env::current_exe().unwrap();
+    match std::env::var_os("STEPALLOC_TEST_RUNNER") {
+        None => Command::new(program),
+        Some(runner) => {
+            let mut command = Command::new(runner);
+            command.arg(program);
+            command
+        }
+    }
 }
 
 /// Runs the named test of this program again, alone in a fresh process with a role.
 pub fn run_child(test: &str, role: &str) -> Output {
-    Command::new(std::env::current_exe().unwrap())
+    this_program()
         .args([test, "--exact", "--nocapture", "--test-threads=1"])
         .env("STEPALLOC_TEST_ROLE", role)
         .env("RUST_BACKTRACE", "0") // a backtrace needs memory, which some children have none of
@@ -243,6 +259,15 @@ pub fn in_thread<R: Send>(f: impl FnOnce() -> R + Send) -> R {
     })
 }
 
+/// Whether the process was ended by its own abort.
+pub fn aborted(status: std::process::ExitStatus) -> bool {
+    #[cfg(unix)]
+    return std::os::unix::process::ExitStatusExt::signal(&status) == Some(libc::SIGABRT);
+    // STATUS_STACK_BUFFER_OVERRUN, which is what a fast failure is called for history's sake.
+    #[cfg(not(unix))]
+    return status.code() == Some(0xC000_0409_u32 as i32);
+}
+
 /// A line of `/proc/self/status` that is in kB, in bytes.
 pub fn status_bytes(name: &str) -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
@@ -256,6 +281,7 @@ pub fn resident() -> usize {
 }
 
 /// Page faults of the calling thread so far.
+#[cfg(target_os = "linux")]
 pub fn faults() -> u64 {
     // SAFETY: zero bytes are a valid rusage, and getrusage fills it.
     let usage = unsafe {
@@ -267,6 +293,7 @@ pub fn faults() -> u64 {
 }
 
 /// Sets the soft limit of a resource.
+#[cfg(target_os = "linux")]
 pub fn set_limit(resource: libc::__rlimit_resource_t, bytes: u64) {
     // SAFETY: plain structs handed to the system.
     unsafe {

@@ -140,5 +140,5 @@ pub fn say(message: fmt::Arguments) {
     let mut line = Line([0; 256], 0);
     let _ = writeln!(line, "{message}");
     // SAFETY: the buffer holds that many bytes.
-    let _ = unsafe { libc::write(2, line.0.as_ptr().cast(), line.1) };
+    let _ = unsafe { libc::write(2, line.0.as_ptr().cast(), line.1 as _) };
 }

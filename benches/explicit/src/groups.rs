@@ -1,6 +1,6 @@
 //! What is compared.
 
-use crate::{compare, contender};
+use crate::{contender, Bench};
 use bump_scope::traits::*;
 use std::hint::black_box;
 use std::ptr::NonNull;
@@ -14,17 +14,17 @@ const VALUES: u64 = 1_000;
 struct Line(u64);
 
 /// Single values of one word, at its own alignment and at 64, and of a cache line, then back to the start.
-pub fn values() {
+pub fn values(bench: &Bench) {
     let mut ours = stepalloc::Arena::new();
     let mut packed = stepalloc::Arena::with_align(8);
     let mut bumpalo = bumpalo::Bump::with_capacity(1 << 20);
     let mut scope: bump_scope::Bump = bump_scope::Bump::with_capacity(std::alloc::Layout::new::<[u8; 1 << 20]>());
-    compare(
+    bench.compare(
         "arena/alloc/u64",
         VALUES,
         1.05,
         vec![
-            contender("stepalloc, align 8", || {
+            contender("stepalloc at align 8", || {
                 let sum = (0..VALUES).map(|i| *black_box(packed.alloc(i))).sum();
                 packed.reset();
                 sum
@@ -41,7 +41,7 @@ pub fn values() {
             }),
         ],
     );
-    compare(
+    bench.compare(
         "arena/alloc/u64 at 64",
         VALUES,
         1.05,
@@ -63,7 +63,7 @@ pub fn values() {
             }),
         ],
     );
-    compare(
+    bench.compare(
         "arena/alloc/64 bytes",
         VALUES,
         1.05,
@@ -88,7 +88,7 @@ pub fn values() {
 }
 
 /// Slices filled with a value.
-pub fn slices() {
+pub fn slices(bench: &Bench) {
     for (group, len, count) in [
         ("arena/slice fill/16 f32", 16, 1_000),
         ("arena/slice fill/256 f32", 256, 300),
@@ -97,7 +97,7 @@ pub fn slices() {
         let mut ours = stepalloc::Arena::new();
         let mut bumpalo = bumpalo::Bump::with_capacity(4 << 20);
         let mut scope: bump_scope::Bump = bump_scope::Bump::with_capacity(std::alloc::Layout::new::<[u8; 4 << 20]>());
-        compare(
+        bench.compare(
             group,
             count,
             1.05,
@@ -129,7 +129,7 @@ pub fn slices() {
 
 /// A checkpoint and the way back, bare and around some blocks; raw and as a scope, which is slower where a checkpoint
 /// was made outside it.
-pub fn checkpoints() {
+pub fn checkpoints(bench: &Bench) {
     let mut ours = stepalloc::Arena::with_align(8);
     let mut scope: bump_scope::Bump = bump_scope::Bump::with_capacity(std::alloc::Layout::new::<[u8; 1 << 20]>());
     for (group, blocks) in [
@@ -138,7 +138,7 @@ pub fn checkpoints() {
         ("arena/checkpoint and reset/4 blocks", 4),
         ("arena/checkpoint and reset/16 blocks", 16),
     ] {
-        compare(
+        bench.compare(
             group,
             VALUES,
             1.05,
@@ -177,7 +177,7 @@ pub fn checkpoints() {
         if marked {
             ours.checkpoint();
         }
-        compare(
+        bench.compare(
             group,
             VALUES,
             1.05,
@@ -208,11 +208,11 @@ pub fn checkpoints() {
 }
 
 /// 10,000 values of one type in a new arena, and its end.
-pub fn typed() {
+pub fn typed(bench: &Bench) {
     const COUNT: u64 = 10_000;
     let mut ours = stepalloc::Arena::new();
     let mut packed = stepalloc::Arena::with_align(8);
-    compare(
+    bench.compare(
         "arena/10000 typed values/24 bytes",
         COUNT,
         1.1,
@@ -248,7 +248,7 @@ pub fn typed() {
 }
 
 /// One value taken and given back, and a thousand taken and then given back.
-pub fn pools() {
+pub fn pools(bench: &Bench) {
     use std::alloc::{GlobalAlloc, Layout, System};
     type Node = [u64; 6];
     const LAYOUT: Layout = Layout::new::<Node>();
@@ -292,7 +292,7 @@ pub fn pools() {
     let mimalloc = mimalloc::MiMalloc;
     let jemalloc = tikv_jemallocator::Jemalloc;
     let snmalloc = snmalloc_rs::SnMalloc;
-    compare(
+    bench.compare(
         "pool/pair (0.50 of the fastest allocator)",
         VALUES,
         1.0,
@@ -345,7 +345,7 @@ pub fn pools() {
     let mut je = Vec::with_capacity(VALUES as usize);
     let mut sn = Vec::with_capacity(VALUES as usize);
     let mut handles = Vec::with_capacity(VALUES as usize);
-    compare(
+    bench.compare(
         "pool/batch of 1000",
         VALUES,
         1.0,
@@ -381,7 +381,7 @@ pub fn pools() {
 }
 
 /// One value taken and given back in a pool for many threads, by one thread and by two at once.
-pub fn shared_pools() {
+pub fn shared_pools(bench: &Bench) {
     type Node = [u64; 6];
     /// Pairs of each thread a round, so many that starting the threads is little beside them.
     const PAIRS: u64 = 20_000;
@@ -411,7 +411,7 @@ pub fn shared_pools() {
             *node = [i; 6];
             node
         };
-        compare(
+        bench.compare(
             group,
             PAIRS * threads,
             1.0,

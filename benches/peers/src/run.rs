@@ -2,7 +2,7 @@
 use std::cell::RefCell;
 
 use stepalloc_measure::process::{self, Resident};
-use stepalloc_measure::sample;
+use stepalloc_measure::{sample, syscalls};
 
 /// Who frees a step's blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,24 +13,45 @@ pub enum Way {
     Scope,
     /// Each step on a bare bump allocator, rewound at its end.
     Bump,
+    /// Each step in an explicit arena, where the workload has code for that.
+    Arena(Arena),
     /// No allocation in a step: its buffers are kept by hand. Only the tensor steps know this.
     Kept,
+}
+
+/// The explicit arenas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arena {
+    Bumpalo,
+    BumpScope,
+    Blink,
+    /// For one type each: it serves the graph only.
+    Typed,
+}
+
+/// How much of the work a process does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Length {
+    Full,
+    /// A tenth to a third of it, to steer by.
+    Quick,
+    /// As little, and the steady steps are marked for who counts system calls.
+    Counted,
 }
 
 /// A run of one workload.
 pub struct Run {
     pub way: Way,
-    /// A tenth to a third of the work, to steer by.
-    pub quick: bool,
+    length: Length,
     resident: Resident,
     figures: RefCell<Vec<(&'static str, f64)>>,
 }
 
 impl Run {
-    pub fn new(way: Way, quick: bool) -> Self {
+    pub fn new(way: Way, length: Length) -> Self {
         Run {
             way,
-            quick,
+            length,
             resident: Resident::new(),
             figures: RefCell::new(Vec::with_capacity(16)),
         }
@@ -42,16 +63,29 @@ impl Run {
         match self.way {
             Way::Scope => stepalloc::arena_scope(f),
             Way::Bump => bump::step(f),
-            Way::Plain | Way::Kept => f(),
+            Way::Plain | Way::Arena(_) | Way::Kept => f(),
         }
     }
 
     /// One of two sizes of the work.
     pub fn pick<T>(&self, full: T, quick: T) -> T {
-        if self.quick {
-            quick
-        } else {
-            full
+        match self.length {
+            Length::Full => full,
+            Length::Quick | Length::Counted => quick,
+        }
+    }
+
+    /// The steady steps begin: system calls count from here.
+    pub fn begin_steady(&self) {
+        if self.length == Length::Counted {
+            syscalls::begin();
+        }
+    }
+
+    /// They end, and were so many.
+    pub fn end_steady(&self, steps: usize) {
+        if self.length == Length::Counted {
+            syscalls::end(steps);
         }
     }
 
@@ -70,6 +104,15 @@ impl Run {
     /// Times `f`, which does `operations` of what the row is named for, again and again, and hands over the median CPU time
     /// of one operation as `ns`.
     pub fn time(&self, operations: usize, mut f: impl FnMut()) {
+        if self.length == Length::Counted {
+            const STEPS: usize = 16;
+            f();
+            self.begin_steady();
+            for _ in 0..STEPS {
+                f();
+            }
+            return self.end_steady(STEPS);
+        }
         let budget = self.pick(400_000_000, 100_000_000);
         let started = process::cpu_ns();
         f();

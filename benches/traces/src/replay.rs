@@ -456,9 +456,11 @@ mod tests {
         Record {
             size,
             block,
+            step: 0,
             op,
             thread: (block % 2) as u8,
             align_log2: 3,
+            moved: false,
         }
     }
 

@@ -2,30 +2,7 @@
 use std::path::Path;
 
 use stepalloc_measure::mapped::Mapped;
-
-const RECORD_BYTES: usize = 20;
-
-/// What a record says happened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Op {
-    Alloc,
-    Free,
-    AllocZeroed,
-    Realloc,
-    StepBegin,
-    StepEnd,
-}
-
-/// One record.
-#[derive(Clone, Copy, Debug)]
-pub struct Record {
-    /// Of the block; for a `Realloc` the new size.
-    pub size: u64,
-    pub block: u32,
-    pub op: Op,
-    pub thread: u8,
-    pub align_log2: u8,
-}
+pub use stepalloc_trace_format::{Op, Record};
 
 /// A recording, outside the heap.
 pub struct Trace {
@@ -48,33 +25,34 @@ impl Trace {
         let none = Record {
             size: 0,
             block: 0,
+            step: 0,
             op: Op::StepBegin,
             thread: 0,
             align_log2: 0,
+            moved: false,
         };
-        let mut records = Mapped::new(bytes.len() / RECORD_BYTES, none);
-        for (index, (raw, record)) in bytes.chunks_exact(RECORD_BYTES).zip(records.iter_mut()).enumerate() {
-            *record = parse(raw).ok_or_else(|| format!("{}: record {index} has an unknown op", path.display()))?;
+        let read = || stepalloc_trace_format::records(&bytes);
+        let mut records = Mapped::new(read().count(), none);
+        for (place, record) in records.iter_mut().zip(read()) {
+            *place = record.map_err(|error| format!("{}: {error}", path.display()))?;
         }
         Self::check(records).map_err(|error| format!("{}: {error}", path.display()))
     }
 
     /// Follows the blocks' lives: sizes, peaks, and that no record speaks of a dead block.
     pub(crate) fn check(records: Mapped<Record>) -> Result<Trace, String> {
-        let blocks = records
-            .iter()
-            .filter(|record| !matches!(record.op, Op::StepBegin | Op::StepEnd));
+        let blocks = records.iter().filter(|record| !record.op.is_mark());
         let block_count = blocks.map(|record| record.block as usize + 1).max().unwrap_or(0);
         let mut sizes = Mapped::new(block_count, u64::MAX);
         let (mut live, mut peak, mut steps, mut threads) = (0, 0, 0, 1);
         for (index, record) in records.iter().enumerate() {
             threads = threads.max(record.thread as usize + 1);
-            if let Op::StepBegin | Op::StepEnd = record.op {
+            if record.op.is_mark() {
                 steps += usize::from(record.op == Op::StepBegin);
                 continue;
             }
             let size = &mut sizes[record.block as usize];
-            let is_made = matches!(record.op, Op::Alloc | Op::AllocZeroed);
+            let is_made = record.op.makes();
             if is_made != (*size == u64::MAX) {
                 return Err(format!(
                     "record {index} ({:?}) does not fit the life of its block",
@@ -98,25 +76,6 @@ impl Trace {
             peak_live_bytes: peak,
         })
     }
-}
-
-fn parse(raw: &[u8]) -> Option<Record> {
-    let op = match raw[0] {
-        0 => Op::Alloc,
-        1 => Op::Free,
-        2 => Op::AllocZeroed,
-        3 => Op::Realloc,
-        4 => Op::StepBegin,
-        5 => Op::StepEnd,
-        _ => return None,
-    };
-    Some(Record {
-        op,
-        thread: raw[1],
-        align_log2: raw[2],
-        block: u32::from_le_bytes(raw[8..12].try_into().ok()?),
-        size: u64::from_le_bytes(raw[12..20].try_into().ok()?),
-    })
 }
 
 /// The file's bytes, read without the heap.
@@ -151,20 +110,13 @@ mod tests {
         let record = |op| Record {
             size: 16,
             block: 0,
+            step: 0,
             op,
             thread: 0,
             align_log2: 3,
+            moved: false,
         };
         let records = [record(Op::Alloc), record(Op::Free), record(Op::Free)];
         assert!(Trace::check(Mapped::from_slice(&records)).is_err());
-    }
-
-    #[test]
-    fn records_are_read_as_written() {
-        let raw = [3, 2, 4, 1, 7, 0, 0, 0, 9, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0];
-        let record = parse(&raw).expect("op 3 is known");
-        assert_eq!((record.op, record.thread, record.align_log2), (Op::Realloc, 2, 4));
-        assert_eq!((record.block, record.size), (9, 256));
-        assert!(parse(&[6; RECORD_BYTES]).is_none());
     }
 }

@@ -1,11 +1,14 @@
 //! What the benches share. It measures and never judges: figures of this process ([`process`]), memory that does not
-//! come from the allocator under test ([`mapped`]), rounds of interleaved processes ([`matrix`]), and the arithmetic and
-//! Markdown of the tables ([`sample`], [`table`]).
+//! come from the allocator under test ([`mapped`]), rounds of interleaved processes ([`rounds`], [`matrix`]), their results
+//! ([`figures`]), system calls ([`syscalls`]), and the arithmetic and Markdown of the tables ([`sample`], [`table`]).
 //!
 //! A child process prints one figure a line, `name value`; the driver runs every child once a round in a fresh shuffled
 //! order and takes medians, so that a slow minute of the machine falls on all allocators alike.
+pub mod figures;
 pub mod mapped;
 pub mod matrix;
 pub mod process;
+pub mod rounds;
 pub mod sample;
+pub mod syscalls;
 pub mod table;

@@ -1,11 +1,17 @@
 //! Runs every cell of a table as a process, once a round, in an order shuffled anew each round. A cell that fails or
 //! hangs is reported and left out of that round; the others go on.
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+
+use crate::figures::{self, Figures};
+use crate::rounds::Rounds;
+use crate::syscalls;
+
+/// The figure of system calls a step.
+pub(crate) const SYSCALLS: &str = "syscalls";
 
 /// One process to run: a row and a column of the table, the program and its arguments.
 #[derive(Clone, Debug)]
@@ -14,73 +20,8 @@ pub struct Cell {
     pub column: String,
     pub program: PathBuf,
     pub arguments: Vec<OsString>,
-}
-
-/// Every figure of every round, by row, figure's name and column. `None` where that round's process failed or printed no
-/// such figure.
-#[derive(Default)]
-pub struct Figures {
-    values: BTreeMap<(String, String, String), BTreeMap<usize, f64>>,
-    pub failures: Vec<String>,
-    /// Take the least of the rounds where else the median is taken. The least is steadier where other work slows some
-    /// rounds, and says nothing of how an allocator fares in slow ones.
-    pub take_least: bool,
-}
-
-impl Figures {
-    /// The figure's values, by round.
-    pub fn rounds(&self, row: &str, name: &str, column: &str) -> Option<&BTreeMap<usize, f64>> {
-        self.values.get(&(row.into(), name.into(), column.into()))
-    }
-
-    /// The median over the rounds.
-    pub fn median(&self, row: &str, name: &str, column: &str) -> Option<f64> {
-        let values = self.rounds(row, name, column)?.values().copied();
-        if self.take_least {
-            return values.min_by(f64::total_cmp);
-        }
-        crate::sample::median(values)
-    }
-
-    /// The median over the rounds of `column`'s figure to `base`'s of the same round.
-    pub fn ratio(&self, row: &str, name: &str, column: &str, base: &str) -> Option<f64> {
-        if self.take_least {
-            return Some(self.median(row, name, column)? / self.median(row, name, base)?);
-        }
-        let base = self.rounds(row, name, base)?;
-        let own = self.rounds(row, name, column)?;
-        crate::sample::median(own.iter().filter_map(|(round, value)| Some(value / base.get(round)?)))
-    }
-
-    /// The widest spread of the row's columns.
-    pub fn spread(&self, row: &str, name: &str) -> Option<f64> {
-        let rows = self.values.iter().filter(|((r, n, _), _)| r == row && n == name);
-        rows.filter_map(|(_, rounds)| crate::sample::spread(&rounds.values().copied().collect::<Vec<_>>()))
-            .max_by(f64::total_cmp)
-    }
-
-    /// Every value, as lines of comma-separated row, figure, column, round and value.
-    pub fn to_csv(&self) -> String {
-        let mut lines = String::from("row,figure,column,round,value\n");
-        for ((row, name, column), rounds) in &self.values {
-            for (round, value) in rounds {
-                lines.push_str(&format!("{row},{name},{column},{round},{value}\n"));
-            }
-        }
-        lines
-    }
-
-    /// The names of the row's figures.
-    pub fn names(&self, row: &str) -> Vec<String> {
-        let mut names: Vec<String> = self
-            .values
-            .keys()
-            .filter(|(r, ..)| r == row)
-            .map(|(_, name, _)| name.clone())
-            .collect();
-        names.dedup();
-        names
-    }
+    /// Where several processes share a row and a column: a figure that only this one prints.
+    pub figure: Option<&'static str>,
 }
 
 /// Builds all binaries of the package at `manifest_dir` into the target folder that the running driver stands in, and
@@ -107,50 +48,180 @@ pub fn build_binaries(manifest_dir: &str) -> Result<PathBuf, String> {
     }
 }
 
-/// Runs all cells `rounds` times. A process that takes longer than `limit` is ended.
-pub fn run(cells: &[Cell], rounds: usize, limit: Duration, seed: u64) -> Figures {
-    let mut figures = Figures::default();
-    let mut random = fastrand::Rng::with_seed(seed);
-    let mut order: Vec<&Cell> = cells.iter().collect();
-    let (started, total) = (Instant::now(), rounds * cells.len());
-    let terminal = std::io::stderr().is_terminal();
-    let mut done = 0;
-    for round in 0..rounds {
-        random.shuffle(&mut order);
-        for cell in &order {
-            match run_cell(cell, limit) {
+/// How a matrix runs.
+pub struct Plan<'p> {
+    pub rounds: usize,
+    /// A process that takes longer is ended.
+    pub limit: Duration,
+    pub seed: u64,
+    /// Every value goes here at once, so that an interrupted run loses no more than one process.
+    pub csv: Option<&'p Path>,
+    /// Values that the file has already are taken from it, and their processes are not run.
+    pub resume: bool,
+    /// Whether, after the rounds, each cell runs once more with its last argument `counted`, for its system calls a step.
+    pub counts_syscalls: bool,
+}
+
+impl Plan<'_> {
+    /// How many processes it runs.
+    pub fn processes(&self, cells: usize) -> usize {
+        cells * (self.rounds + usize::from(self.counts_syscalls))
+    }
+}
+
+/// Runs all cells, all once a round.
+///
+/// # Errors
+/// When the file of values cannot be read or written, or holds something else. A process that fails is no error here but
+/// one of the figures' failures.
+pub fn run(cells: &[Cell], plan: &Plan) -> Result<Figures, String> {
+    let mut figures = match plan.csv {
+        Some(path) if plan.resume && path.exists() => Figures::read_csv(path)?,
+        _ => Figures::default(),
+    };
+    let mut journal = plan.csv.map(|path| Journal::open(path, &figures)).transpose()?;
+    let known = figures.processes();
+    let mut order = Rounds::new(cells, plan.seed);
+    let mut progress = Progress::new(plan.processes(cells.len()));
+    for round in 0..plan.rounds {
+        for cell in order.next_round() {
+            let is_known = match cell.figure {
+                Some(name) => figures
+                    .rounds(&cell.row, name, &cell.column)
+                    .is_some_and(|rounds| rounds.contains_key(&round)),
+                None => known.contains(&(cell.row.clone(), cell.column.clone(), round)),
+            };
+            if is_known {
+                progress.done(cell);
+                continue;
+            }
+            match run_cell(cell, plan.limit) {
                 Ok(lines) => {
-                    for (name, value) in lines {
-                        let key = (cell.row.clone(), name, cell.column.clone());
-                        figures.values.entry(key).or_default().insert(round, value);
+                    for (name, value) in &lines {
+                        figures.insert(&cell.row, name, &cell.column, round, *value);
+                    }
+                    if let Some(journal) = &mut journal {
+                        journal.write(cell, round, &lines)?;
                     }
                 }
                 Err(error) => {
                     let failure = format!("{} on {}, round {round}: {error}", cell.row, cell.column);
-                    eprintln!("{}{failure}", if terminal { "\r\x1b[K" } else { "" });
+                    progress.say(&failure);
                     figures.failures.push(failure);
                 }
             }
-            done += 1;
-            let seconds = started.elapsed().as_secs();
-            if terminal {
-                eprint!(
-                    "\r\x1b[K{done}/{total} processes, {seconds} s, last {} on {}",
-                    cell.row, cell.column
-                );
-                let _ = std::io::stderr().flush();
-            } else if done % 50 == 0 || done == total {
-                eprintln!("{done}/{total} processes, {seconds} s");
-            }
+            progress.done(cell);
         }
     }
-    if terminal {
-        eprintln!();
+    if plan.counts_syscalls {
+        let scratch = std::env::temp_dir().join(format!("stepalloc-calls-{}", std::process::id()));
+        std::fs::create_dir_all(&scratch).map_err(|error| format!("{}: {error}", scratch.display()))?;
+        for cell in cells {
+            if figures.rounds(&cell.row, SYSCALLS, &cell.column).is_none() {
+                match count_calls(cell, &scratch, plan.limit) {
+                    Ok(Some(calls)) => {
+                        figures.insert(&cell.row, SYSCALLS, &cell.column, 0, calls);
+                        if let Some(journal) = &mut journal {
+                            journal.write(cell, 0, &[(SYSCALLS.into(), calls)])?;
+                        }
+                    }
+                    Ok(None) => {}
+                    Err(error) => {
+                        let failure = format!("{} on {}, system calls: {error}", cell.row, cell.column);
+                        progress.say(&failure);
+                        figures.failures.push(failure);
+                    }
+                }
+            }
+            progress.done(cell);
+        }
+        let _ = std::fs::remove_dir_all(&scratch);
     }
-    figures
+    Ok(figures)
 }
 
-fn run_cell(cell: &Cell, limit: Duration) -> Result<Vec<(String, f64)>, String> {
+fn count_calls(cell: &Cell, scratch: &Path, limit: Duration) -> Result<Option<f64>, String> {
+    let mut counted = cell.clone();
+    counted.arguments.pop();
+    counted.arguments.push("counted".into());
+    syscalls::count(&counted, scratch, limit)
+}
+
+/// The file of values while it grows.
+struct Journal {
+    file: std::fs::File,
+    path: PathBuf,
+}
+
+impl Journal {
+    /// Begins the file anew, with what is known.
+    fn open(path: &Path, known: &Figures) -> Result<Self, String> {
+        let fail = |error| format!("{}: {error}", path.display());
+        // By way of a second file: a stop in between keeps the old one.
+        let fresh = path.with_extension("csv.new");
+        std::fs::write(&fresh, known.to_csv()).map_err(fail)?;
+        std::fs::rename(&fresh, path).map_err(fail)?;
+        let file = std::fs::OpenOptions::new().append(true).open(path).map_err(fail)?;
+        Ok(Journal {
+            file,
+            path: path.into(),
+        })
+    }
+
+    /// A process's values, in one piece.
+    fn write(&mut self, cell: &Cell, round: usize, values: &[(String, f64)]) -> Result<(), String> {
+        let lines = values
+            .iter()
+            .map(|(name, value)| figures::csv_line(&cell.row, name, &cell.column, round, *value));
+        let written = self.file.write_all(lines.collect::<String>().as_bytes());
+        written.map_err(|error| format!("{}: {error}", self.path.display()))
+    }
+}
+
+/// Says how far the run is, on standard error: in place on a terminal, else in lines. A program that shows progress
+/// itself sets `STEPALLOC_PROGRESS` and gets a line for each process.
+struct Progress {
+    started: Instant,
+    done: usize,
+    total: usize,
+    is_terminal: bool,
+    lines_every: usize,
+}
+
+impl Progress {
+    fn new(total: usize) -> Self {
+        Progress {
+            started: Instant::now(),
+            done: 0,
+            total,
+            is_terminal: std::io::stderr().is_terminal(),
+            lines_every: if std::env::var_os("STEPALLOC_PROGRESS").is_some() {
+                1
+            } else {
+                50
+            },
+        }
+    }
+
+    fn say(&self, line: &str) {
+        eprintln!("{}{line}", if self.is_terminal { "\r\x1b[K" } else { "" });
+    }
+
+    fn done(&mut self, cell: &Cell) {
+        self.done += 1;
+        let (done, total, seconds) = (self.done, self.total, self.started.elapsed().as_secs());
+        if self.is_terminal {
+            let end = if done == total { "\n" } else { "" };
+            let Cell { row, column, .. } = cell;
+            eprint!("\r\x1b[K{done}/{total} processes, {seconds} s, last {row} on {column}{end}");
+            let _ = std::io::stderr().flush();
+        } else if done.is_multiple_of(self.lines_every) || done == total {
+            eprintln!("{done}/{total} processes, {seconds} s");
+        }
+    }
+}
+
+pub(crate) fn run_cell(cell: &Cell, limit: Duration) -> Result<Vec<(String, f64)>, String> {
     let mut child = Command::new(&cell.program)
         .args(&cell.arguments)
         .stdin(Stdio::null())
@@ -189,4 +260,51 @@ fn run_cell(cell: &Cell, limit: Duration) -> Result<Vec<(String, f64)>, String> 
         .lines()
         .map(|line| parse(line).ok_or(format!("printed {line:?}, not `name value`")))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stopped_run_goes_on_with_what_is_missing() {
+        let folder = std::env::temp_dir().join(format!("stepalloc-matrix-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let (csv, log) = (folder.join("values.csv"), folder.join("log"));
+        let cell = |row: &str| Cell {
+            row: row.into(),
+            column: "System".into(),
+            program: "sh".into(),
+            arguments: [
+                "-c".into(),
+                format!("echo {row} >> {}; echo ns 1", log.display()).into(),
+            ]
+            .to_vec(),
+            figure: None,
+        };
+        let cells = [cell("one"), cell("two")];
+        let plan = |resume| Plan {
+            rounds: 3,
+            limit: Duration::from_secs(60),
+            seed: 1,
+            csv: Some(&csv),
+            resume,
+            counts_syscalls: false,
+        };
+        let runs = || std::fs::read_to_string(&log).unwrap().lines().count();
+        let whole = run(&cells, &plan(false)).unwrap().to_csv();
+        assert_eq!(runs(), 6);
+        let written = std::fs::read_to_string(&csv).unwrap();
+        let mut lines: Vec<&str> = written.lines().collect();
+        assert_eq!(lines.len(), 7);
+        // Stopped within the last line.
+        let torn = lines.pop().unwrap();
+        std::fs::write(&csv, lines.join("\n") + "\n" + &torn[..torn.len() - 1]).unwrap();
+        assert_eq!(run(&cells, &plan(true)).unwrap().to_csv(), whole);
+        assert_eq!(runs(), 7);
+        assert_eq!(Figures::read_csv(&csv).unwrap().to_csv(), whole);
+        run(&cells, &plan(true)).unwrap();
+        assert_eq!(runs(), 7);
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
 }

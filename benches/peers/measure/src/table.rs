@@ -53,6 +53,14 @@ pub fn figure(value: Option<f64>) -> String {
     }
 }
 
+/// A figure and its interval, `0.52 [0.50, 0.55]`; the figure alone where there is none.
+pub fn with_interval(value: Option<f64>, interval: Option<(f64, f64)>) -> String {
+    match interval {
+        Some((low, high)) => format!("{} [{}, {}]", figure(value), figure(Some(low)), figure(Some(high))),
+        None => figure(value),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -70,5 +78,7 @@ mod tests {
         assert_eq!(figure(Some(12.34)), "12.3");
         assert_eq!(figure(Some(1234.4)), "1234");
         assert_eq!(figure(None), "–");
+        assert_eq!(with_interval(Some(0.5), Some((0.4, 0.6))), "0.500 [0.400, 0.600]");
+        assert_eq!(with_interval(Some(0.5), None), "0.500");
     }
 }

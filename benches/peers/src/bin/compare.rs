@@ -4,10 +4,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
-use stepalloc_measure::matrix::{self, Cell, Figures};
-use stepalloc_measure::sample;
-use stepalloc_measure::table::{figure, Table};
-use stepalloc_peers::workloads::{Workload, WORKLOADS};
+use stepalloc_measure::figures::Figures;
+use stepalloc_measure::matrix::{self, Cell};
+use stepalloc_measure::table::{figure, with_interval, Table};
+use stepalloc_measure::{sample, syscalls};
+use stepalloc_peers::workloads::{Arenas, Workload, WORKLOADS};
 
 /// A column: its name, its binary, how its steps run, and whether it is one of the peers that are compared with.
 struct Column {
@@ -26,7 +27,7 @@ const fn column(name: &'static str, binary: &'static str, way: &'static str, is_
     }
 }
 
-const COLUMNS: [Column; 11] = [
+const COLUMNS: [Column; 15] = [
     column("System", "on-system", "plain", true),
     column("mimalloc", "on-mimalloc", "plain", true),
     column("jemalloc", "on-jemalloc", "plain", true),
@@ -36,6 +37,10 @@ const COLUMNS: [Column; 11] = [
     column("stepalloc-outside", "on-stepalloc", "plain", false),
     column("stepalloc-mimalloc", "on-stepalloc-mimalloc", "scope", false),
     column("stepalloc-mimalloc-outside", "on-stepalloc-mimalloc", "plain", false),
+    column("bumpalo", "on-system", "bumpalo", false),
+    column("bump-scope", "on-system", "bump-scope", false),
+    column("blink-alloc", "on-system", "blink-alloc", false),
+    column("typed-arena", "on-system", "typed-arena", false),
     column("bump", "on-bump", "bump", false),
     column("kept", "on-system", "kept", false),
 ];
@@ -93,6 +98,9 @@ const AIMS: [(&str, &str, f64, Of); 34] = [
     ("escape-*", "ns", 1.0, Of::Peer),
 ];
 
+/// A process that takes longer is ended.
+const LIMIT: Duration = Duration::from_secs(300);
+
 /// stepalloc beside the general allocators.
 #[derive(Parser)]
 struct Options {
@@ -111,15 +119,27 @@ struct Options {
     /// Take the least of the rounds instead of the median: steadier on a machine that others use too
     #[arg(long)]
     least: bool,
-    /// Also write every value here, comma-separated
+    /// Also write every value here, comma-separated, as soon as it is known
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
+    /// Take from that file what it has already, and run the rest
+    #[arg(long, requires = "csv")]
+    resume: bool,
+    /// Also write the ratios to System's and their confidence intervals here
+    #[arg(long, value_name = "FILE")]
+    ratios: Option<PathBuf>,
+    /// Do not count system calls, in a run of its own after the rounds (they are counted where there is an strace)
+    #[arg(long)]
+    no_syscalls: bool,
     /// Use the binaries beside the driver as they are
     #[arg(long)]
     no_build: bool,
     /// Show the workloads and columns, and run nothing
     #[arg(long)]
     list: bool,
+    /// Only say how many processes it would run
+    #[arg(long)]
+    count: bool,
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -158,24 +178,52 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 column: column.name.into(),
                 program: binaries.join(column.binary),
                 arguments: [row.name, column.way, length].map(OsString::from).to_vec(),
+                figure: None,
             });
         }
     }
-    let figures = matrix::run(&cells, options.rounds, Duration::from_secs(300), 0x5eed);
+    let counts = !options.no_syscalls && syscalls::can_count();
+    let plan = matrix::Plan {
+        rounds: options.rounds,
+        limit: LIMIT,
+        seed: 0x5eed,
+        csv: options.csv.as_deref(),
+        resume: options.resume,
+        counts_syscalls: counts,
+    };
+    if options.count {
+        println!("{}", plan.processes(cells.len()));
+        return Ok(());
+    }
+    let mut figures = matrix::run(&cells, &plan)?;
+    figures.take_least = options.least;
     println!(
         "Medians of {} rounds{}.\n",
         options.rounds,
         if options.quick { ", quick" } else { "" }
     );
     println!("{}", aims(&rows, &columns, &figures));
-    println!("Absolute (ns and wall_ns an operation, ms a step, MiB; less is better):\n");
+    println!("Absolute (ns and wall_ns an operation, ms a step, MiB, system calls a step; less is better):\n");
     println!("{}", absolute(&rows, &columns, &figures));
-    println!("Time to System's in the same round:\n");
+    if !counts {
+        println!(
+            "System calls: n/a ({}).\n",
+            if options.no_syscalls {
+                "not asked for"
+            } else {
+                "there is no strace that works"
+            }
+        );
+    }
+    println!(
+        "Time to System's in the same round [95 % confidence interval, from {} rounds on]:\n",
+        sample::LEAST_ROUNDS
+    );
     println!("{}", to_system(&rows, &columns, &figures));
     println!("Outside any scope, time to the backing used directly:\n");
     println!("{}", outside(&rows, &figures));
-    if let Some(path) = &options.csv {
-        std::fs::write(path, figures.to_csv())?;
+    if let Some(path) = &options.ratios {
+        std::fs::write(path, figures.ratios_csv(|_, _| Some("System".into())))?;
     }
     if figures.failures.is_empty() {
         Ok(())
@@ -197,6 +245,8 @@ fn can_run(column: &Column, row: &Workload) -> bool {
     match column.way {
         "kept" => row.keeps,
         "bump" => row.bumps,
+        "bumpalo" | "bump-scope" | "blink-alloc" => row.arenas != Arenas::None,
+        "typed-arena" => row.arenas == Arenas::All,
         _ => true,
     }
 }
@@ -264,6 +314,11 @@ fn aims(rows: &[&Workload], columns: &[&Column], figures: &Figures) -> Table {
             .collect();
         bests.dedup();
         let to_best = each(&|row| Some(figures.median(row, name, OURS)? / best_peer(columns, figures, row, name)?.1));
+        let to_best_rounds = rows.iter().map(|row| {
+            let best = best_peer(columns, figures, row.name, name).map_or("", |best| best.0);
+            figures.ratios(row.name, name, OURS, best)
+        });
+        let interval = sample::interval(&to_best_rounds.collect::<Vec<_>>()).filter(|_| !figures.take_least);
         let to_system = each(&|row| figures.ratio(row, name, OURS, "System"));
         let (judged, aim) = match of {
             Of::Peer => (to_best, format!("{at_most} of the best peer")),
@@ -296,7 +351,7 @@ fn aims(rows: &[&Workload], columns: &[&Column], figures: &Figures) -> Table {
             ),
             figure(Some(ours)),
             figure(to_system.filter(|value| value.is_finite())),
-            figure(to_best.filter(|value| value.is_finite())),
+            with_interval(to_best.filter(|value| value.is_finite()), interval),
             aim,
             verdict,
             spread.map_or("–".into(), |spread| format!("±{:.0} %", spread * 100.0)),
@@ -332,9 +387,11 @@ fn to_system(rows: &[&Workload], columns: &[&Column], figures: &Figures) -> Tabl
     let mut table = Table::new(["work"].into_iter().chain(columns.iter().map(|column| column.name)));
     for row in rows {
         for name in times(figures, row) {
-            let cells = columns
-                .iter()
-                .map(|column| figure(figures.ratio(row.name, &name, column.name, "System")));
+            let cells = columns.iter().map(|column| {
+                let interval = figures.interval(row.name, &name, column.name, "System");
+                let interval = interval.filter(|_| column.name != "System");
+                with_interval(figures.ratio(row.name, &name, column.name, "System"), interval)
+            });
             table.row(std::iter::once(row.name.to_string()).chain(cells));
         }
     }

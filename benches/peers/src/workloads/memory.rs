@@ -65,6 +65,7 @@ pub fn replace<const LOW: usize, const HIGH: usize>(run: &Run) {
         for block in blocks.iter_mut() {
             *block = Block::make(random.usize(LOW..=HIGH));
         }
+        run.begin_steady();
         let clock = process::cpu_ns();
         for _ in 0..times * COUNT {
             let block = &mut blocks[random.usize(..COUNT)];
@@ -72,6 +73,7 @@ pub fn replace<const LOW: usize, const HIGH: usize>(run: &Run) {
             *block = Block::make(random.usize(LOW..=HIGH));
         }
         run.figure("ns", (process::cpu_ns() - clock) as f64 / (times * COUNT) as f64);
+        run.end_steady(times * COUNT);
         let live: usize = blocks.iter().map(|block| block.size).sum();
         run.figure(
             "resident_over_live",
@@ -91,6 +93,7 @@ pub fn drift(run: &Run) {
     let mut random = fastrand::Rng::with_seed(23);
     let level = run.level();
     run.step(|| {
+        run.begin_steady();
         let clock = process::cpu_ns();
         let mut peak = 0;
         let up_and_down = (0..9).chain((0..8).rev());
@@ -119,6 +122,7 @@ pub fn drift(run: &Run) {
             peak = peak.max(run.resident_bytes());
         }
         run.figure("ns", (process::cpu_ns() - clock) as f64 / operations as f64);
+        run.end_steady(operations);
         run.figure("peak_over_live", peak.saturating_sub(level) as f64 / LIVE as f64);
         run.figure(
             "resident_over_live",
@@ -139,6 +143,7 @@ pub fn escapee<const BEFORE: usize>(run: &Run) {
     let (early, late) = (steps / 100..steps * 6 / 100, steps - steps / 20..steps);
     let (mut clock, mut early_ns, mut late_ns) = (process::cpu_ns(), 0, 0);
     let started = clock;
+    run.begin_steady();
     for (step, kept) in kept.iter_mut().enumerate() {
         if step == early.start || step == late.start {
             clock = process::cpu_ns();
@@ -160,6 +165,7 @@ pub fn escapee<const BEFORE: usize>(run: &Run) {
         });
     }
     late_ns += process::cpu_ns() - clock;
+    run.end_steady(steps);
     run.figure("ns", (process::cpu_ns() - started) as f64 / steps as f64);
     run.figure(
         "bytes_a_kept_block",

@@ -1,4 +1,5 @@
 //! The workloads, by what they press on. Each checks what it computed: a bench that computes nothing counts for nothing.
+mod arenas;
 mod memory;
 mod small;
 mod tensors;
@@ -16,6 +17,16 @@ pub struct Workload {
     pub keeps: bool,
     /// Whether all blocks of a step end with it, so that a bare bump allocator can serve it.
     pub bumps: bool,
+    /// Whether there is code for the explicit arenas: for none, for those of mixed types, or for typed-arena too.
+    pub arenas: Arenas,
+}
+
+/// Which explicit arenas a workload has code for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Arenas {
+    None,
+    Mixed,
+    All,
 }
 
 const fn row(name: &'static str, what: &'static str, run: fn(&Run)) -> Workload {
@@ -25,6 +36,7 @@ const fn row(name: &'static str, what: &'static str, run: fn(&Run)) -> Workload 
         run,
         keeps: false,
         bumps: false,
+        arenas: Arenas::None,
     }
 }
 
@@ -42,6 +54,13 @@ const fn bump_row(name: &'static str, what: &'static str, run: fn(&Run)) -> Work
     }
 }
 
+const fn arena_row(name: &'static str, what: &'static str, run: fn(&Run)) -> Workload {
+    Workload {
+        arenas: Arenas::Mixed,
+        ..bump_row(name, what, run)
+    }
+}
+
 /// All rows, in the order of the tables.
 pub const WORKLOADS: &[Workload] = &[
     bump_row("pair-16", "allocate and free one block of 16 B", small::pair::<16, 8>),
@@ -52,44 +71,47 @@ pub const WORKLOADS: &[Workload] = &[
     bump_row("pair-512", "of 512 B", small::pair::<512, 8>),
     bump_row("pair-1024", "of 1,024 B", small::pair::<1024, 8>),
     bump_row("aligned-pair-256", "of 256 B at alignment 64", small::pair::<256, 64>),
-    bump_row(
+    arena_row(
         "batch-1000-in-order",
         "1,000 mixed small blocks, freed in the order of making",
         small::batch_in_order::<1000>,
     ),
-    bump_row(
+    arena_row(
         "batch-1000-against",
         "1,000, freed last first",
         small::batch_against::<1000>,
     ),
-    bump_row(
+    arena_row(
         "batch-1000-random",
         "1,000, freed at random",
         small::batch_random::<1000>,
     ),
-    bump_row(
+    arena_row(
         "batch-100000-in-order",
         "100,000, freed in the order of making",
         small::batch_in_order::<100_000>,
     ),
-    bump_row(
+    arena_row(
         "batch-100000-against",
         "100,000, freed last first",
         small::batch_against::<100_000>,
     ),
-    bump_row(
+    arena_row(
         "batch-100000-random",
         "100,000, freed at random",
         small::batch_random::<100_000>,
     ),
-    bump_row(
-        "rc-graph",
-        "a graph of Rc nodes built, walked backwards and dropped, as autograd does; a node",
-        small::rc_graph,
-    ),
+    Workload {
+        arenas: Arenas::All,
+        ..bump_row(
+            "rc-graph",
+            "a graph of Rc nodes built, walked backwards and dropped, as autograd does; a node",
+            small::rc_graph,
+        )
+    },
     bump_row("json", "JSON documents parsed and dropped; a byte of text", small::json),
     bump_row("collections", "String, HashMap, BTreeMap; an entry", small::collections),
-    bump_row("grow-small", "a Vec pushed to 4 KiB; a push", small::grow_small),
+    arena_row("grow-small", "a Vec pushed to 4 KiB; a push", small::grow_small),
     row(
         "enter-leave",
         "an empty scope; for those without scopes a pair of 32 B",
@@ -100,7 +122,7 @@ pub const WORKLOADS: &[Workload] = &[
         "the same inside eight scopes",
         small::enter_leave_deep,
     ),
-    bump_row(
+    arena_row(
         "escape-0",
         "1,000 blocks a step, none kept until the next; a block",
         small::escape::<0>,

@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use stepalloc_measure::mapped::Mapped;
 
+use super::arenas;
 use crate::run::{Run, Way};
 
 /// Makes a block, writes its first word, reads it back, frees it. Returns what it read.
@@ -68,7 +69,7 @@ pub fn enter_leave_deep(run: &Run) {
     }
     match run.way {
         Way::Scope => nest(8, &mut || enter_leave(run)),
-        Way::Plain | Way::Bump | Way::Kept => enter_leave(run),
+        Way::Plain | Way::Bump | Way::Arena(_) | Way::Kept => enter_leave(run),
     }
 }
 
@@ -82,6 +83,9 @@ fn batch<const COUNT: usize>(run: &Run, free_order: &[usize]) {
         .collect();
     let layouts = Mapped::from_slice(&layouts);
     let free_order = Mapped::from_slice(free_order);
+    if let Way::Arena(arena) = run.way {
+        return arenas::batch(run, arena, &layouts, &free_order);
+    }
     let mut places = Mapped::new(COUNT, std::ptr::null_mut::<u64>());
     run.time(COUNT, || {
         let sum = run.step(|| {
@@ -128,6 +132,14 @@ pub fn escape<const KEPT: usize>(run: &Run) {
         .map(|_| layout(SIZES[random.usize(..SIZES.len())], 8))
         .collect();
     let layouts = Mapped::from_slice(&layouts);
+    if let Way::Arena(arena) = run.way {
+        return arenas::batch(
+            run,
+            arena,
+            &layouts,
+            &Mapped::from_slice(&std::array::from_fn::<_, COUNT, _>(|at| at)),
+        );
+    }
     let mut places = Mapped::new(COUNT, std::ptr::null_mut::<u64>());
     let mut kept = Mapped::new(COUNT, std::ptr::null_mut::<u64>());
     let is_kept = |index: usize| KEPT > 0 && index.is_multiple_of(COUNT / KEPT.max(1));
@@ -199,6 +211,9 @@ fn sort(node: &Rc<Node>, order: &mut Vec<Rc<Node>>) {
 pub fn rc_graph(run: &Run) {
     const WIDTH: usize = 200;
     const DEPTH: usize = 50;
+    if let Way::Arena(arena) = run.way {
+        return arenas::node_graph(run, arena, WIDTH, DEPTH);
+    }
     run.time(WIDTH * DEPTH, || {
         run.step(|| {
             let leaves: Vec<Rc<Node>> = (0..WIDTH).map(|_| Node::new(1.0, Vec::new())).collect();
@@ -289,6 +304,9 @@ pub fn collections(run: &Run) {
 }
 
 pub fn grow_small(run: &Run) {
+    if let Way::Arena(arena) = run.way {
+        return arenas::grow(run, arena);
+    }
     run.time(64 * 4096, || {
         let total = run.step(|| {
             let mut total = 0;

@@ -26,7 +26,7 @@ impl Buffers<'_> {
         self.peak_live_bytes = self.peak_live_bytes.max(self.live_bytes);
         match self.run.way {
             Way::Kept => std::mem::take(&mut self.kept[role]),
-            Way::Plain | Way::Scope | Way::Bump => Vec::with_capacity(bytes / size_of::<f32>()),
+            Way::Plain | Way::Scope | Way::Bump | Way::Arena(_) => Vec::with_capacity(bytes / size_of::<f32>()),
         }
     }
 
@@ -130,6 +130,9 @@ fn steps(run: &Run, sizes: &[usize], count: usize) {
     }
     let (mut times, mut faults, mut result) = (Mapped::new(count - 1, 0.0), 0, None);
     for index in 0..count {
+        if index == 1 {
+            run.begin_steady();
+        }
         let (clock, faults_before) = (process::cpu_ns(), process::minor_faults());
         let value = run.step(|| step(&mut buffers, sizes, black_box(&input)));
         if index > 0 {
@@ -138,6 +141,7 @@ fn steps(run: &Run, sizes: &[usize], count: usize) {
         }
         assert!(value.is_finite() && *result.get_or_insert(value) == value && buffers.live_bytes == 0);
     }
+    run.end_steady(count - 1);
     run.figure("ms", sample::median(times.iter().copied()).unwrap_or(f64::NAN));
     run.figure("faults", faults as f64 / (count - 1) as f64);
     let peak = mib_above(buffers.peak_resident_bytes, level);
@@ -165,6 +169,9 @@ fn repeat(run: &Run, count: usize, mut f: impl FnMut()) {
     let level = run.level();
     let (mut times, mut faults, mut peak) = (Mapped::new(count - 1, 0.0), 0, 0.0_f64);
     for index in 0..count {
+        if index == 1 {
+            run.begin_steady();
+        }
         let (clock, faults_before) = (process::cpu_ns(), process::minor_faults());
         f();
         let ms = (process::cpu_ns() - clock) as f64 / 1e6;
@@ -176,6 +183,7 @@ fn repeat(run: &Run, count: usize, mut f: impl FnMut()) {
             faults += process::minor_faults() - faults_before;
         }
     }
+    run.end_steady(count - 1);
     run.figure("ms", sample::median(times.iter().copied()).unwrap_or(f64::NAN));
     run.figure("faults", faults as f64 / (count - 1) as f64);
     run.figure("after_mib", peak);

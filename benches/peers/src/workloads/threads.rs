@@ -12,6 +12,7 @@ pub fn turns(run: &Run) {
     let in_scope = run.way == Way::Scope;
     let level = run.level();
     let (clock, mut peak) = (process::cpu_ns(), 0);
+    run.begin_steady();
     for _ in 0..threads {
         let (sum, resident) = std::thread::scope(|scope| {
             let used = scope.spawn(|| {
@@ -29,6 +30,7 @@ pub fn turns(run: &Run) {
         assert_eq!(sum, 45 * 46 / 2 + 10_000);
         peak = peak.max(resident);
     }
+    run.end_steady(threads);
     run.figure("ms", (process::cpu_ns() - clock) as f64 / 1e6 / threads as f64);
     run.figure("after_mib", mib_above(run.resident_bytes(), level));
     run.figure("peak_mib", mib_above(peak, level));
@@ -48,6 +50,7 @@ pub fn producer_consumer(run: &Run) {
     let batches: usize = run.pick(8192, 2048);
     let (sender, receiver) = sync_channel::<Vec<Vec<u8>>>(32);
     let mut random = fastrand::Rng::with_seed(31);
+    run.begin_steady();
     let started = Instant::now();
     let sum = std::thread::scope(|scope| {
         let consumer = scope.spawn(move || {
@@ -81,6 +84,7 @@ pub fn producer_consumer(run: &Run) {
         sum
     });
     assert!(sum > 0);
+    run.end_steady(batches / 64);
     run.figure(
         "wall_ns",
         started.elapsed().as_nanos() as f64 / (batches * BATCH) as f64,

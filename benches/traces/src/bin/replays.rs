@@ -1,14 +1,13 @@
 //! Replays every recording under every allocator, in interleaved rounds of processes, and prints Markdown tables.
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::{BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Parser;
-use stepalloc_measure::matrix::{self, Cell, Figures};
+use stepalloc_measure::figures::Figures;
+use stepalloc_measure::matrix::{self, Cell};
 use stepalloc_measure::sample;
-use stepalloc_measure::table::{figure, Table};
+use stepalloc_measure::table::{figure, with_interval, Table};
 use stepalloc_traces::plan;
 use stepalloc_traces::trace::Trace;
 
@@ -47,9 +46,21 @@ struct Options {
     /// How many seeds of random scopes `--verify` tries
     #[arg(long, default_value_t = 3)]
     seeds: u64,
-    /// Another folder of recordings (`*.trace.xz`)
+    /// Another folder of recordings (`*.trace`, `*.trace.xz`)
     #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/traces"))]
     folder: PathBuf,
+    /// Also write every value here, comma-separated, as soon as it is known
+    #[arg(long, value_name = "FILE")]
+    csv: Option<PathBuf>,
+    /// Take from that file what it has already, and run the rest
+    #[arg(long, requires = "csv")]
+    resume: bool,
+    /// Also write the ratios to System's and their confidence intervals here
+    #[arg(long, value_name = "FILE")]
+    ratios: Option<PathBuf>,
+    /// Seed of the order of processes, anew in each round
+    #[arg(long, default_value_t = 0x5eed)]
+    seed: u64,
     /// Use the binaries beside the driver as they are
     #[arg(long)]
     no_build: bool,
@@ -93,6 +104,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                     column: (*column).into(),
                     program: binaries.join(binary),
                     arguments,
+                    figure: match purpose {
+                        "time" => Some("cpu_ms"),
+                        "memory" => Some("peak_ratio"),
+                        _ => None,
+                    },
                 });
             };
             if options.verify {
@@ -114,7 +130,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
     }
     let rounds = if options.verify { 1 } else { options.rounds };
-    let mut figures = matrix::run(&cells, rounds, Duration::from_secs(300), 0x5eed);
+    let plan = matrix::Plan {
+        rounds,
+        limit: Duration::from_secs(300),
+        seed: options.seed,
+        csv: options.csv.as_deref(),
+        resume: options.resume,
+        counts_syscalls: false,
+    };
+    let mut figures = matrix::run(&cells, &plan)?;
     figures.take_least = options.least;
     if options.verify {
         println!(
@@ -124,6 +148,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         );
     } else {
         report(&recordings, &chosen, &figures, &options);
+        if let Some(path) = &options.ratios {
+            std::fs::write(path, figures.ratios_csv(|_, _| Some("System".into())))?;
+        }
     }
     if figures.failures.is_empty() {
         Ok(())
@@ -142,18 +169,19 @@ fn unpack(options: &Options, scratch: &Path) -> Result<Vec<Recording>, Box<dyn s
     let mut recordings = Vec::new();
     for path in packed {
         let file_name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let Some(name) = file_name.strip_suffix(".trace.xz") else {
+        let is_packed = file_name.ends_with(".xz");
+        let Some(name) = file_name.trim_end_matches(".xz").strip_suffix(".trace") else {
             continue;
         };
         if !options.only.is_empty() && !options.only.iter().any(|part| name.contains(part.as_str())) {
             continue;
         }
         let raw = scratch.join(format!("{name}.trace"));
-        let mut output = BufWriter::new(File::create(&raw)?);
-        lzma_rs::xz_decompress(&mut BufReader::new(File::open(&path)?), &mut output)
-            .map_err(|error| format!("{}: {error:?}", path.display()))?;
-        output.flush()?;
-        drop(output);
+        let mut bytes = std::fs::read(&path)?;
+        if is_packed {
+            bytes = stepalloc_trace_format::unpack(&bytes).map_err(|error| format!("{}: {error}", path.display()))?;
+        }
+        std::fs::write(&raw, bytes)?;
         let places = plan::pack(&Trace::load(&raw)?);
         let plan = scratch.join(format!("{name}.plan"));
         std::fs::write(
@@ -211,6 +239,21 @@ fn report(recordings: &[Recording], chosen: &dyn Fn(&str) -> bool, figures: &Fig
         row.push(format!("{} / {}", three(time), three(peak)));
     }
     table.row(row);
+    println!("{table}");
+    println!(
+        "The ratios of time with their 95 % confidence intervals, from {} rounds on:\n",
+        sample::LEAST_ROUNDS
+    );
+    let mut table = Table::new(heads());
+    for Recording { name, .. } in recordings {
+        let cell = |column: &&str| {
+            let interval = figures
+                .interval(name, "cpu_ms", column, "System")
+                .filter(|_| *column != "System");
+            with_interval(figures.ratio(name, "cpu_ms", column, "System"), interval)
+        };
+        table.row(std::iter::once(name.clone()).chain(columns.iter().map(cell)));
+    }
     println!("{table}");
     println!("ms a steady step / page faults in it / peak resident MiB:\n");
     let mut table = Table::new(heads());

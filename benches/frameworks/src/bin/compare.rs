@@ -1,0 +1,242 @@
+//! Runs every program on every allocator, in interleaved rounds of processes, and prints Markdown tables. Ends with an
+//! error where a process failed or where the losses of a program are not the same in every bit.
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Parser;
+use stepalloc_frameworks::programs::{Entry, PROGRAMS};
+use stepalloc_measure::figures::Figures;
+use stepalloc_measure::matrix::{self, Cell};
+use stepalloc_measure::table::{figure, Table};
+
+/// A column: its name, its binary, and how its steps run.
+struct Column {
+    name: &'static str,
+    binary: &'static str,
+    way: &'static str,
+}
+
+const fn column(name: &'static str, binary: &'static str, way: &'static str) -> Column {
+    Column { name, binary, way }
+}
+
+const COLUMNS: [Column; 5] = [
+    column("System", "on-system", "plain"),
+    column("mimalloc", "on-mimalloc", "plain"),
+    column("jemalloc", "on-jemalloc", "plain"),
+    column("stepalloc", "on-stepalloc", "scope"),
+    column("stepalloc-outside", "on-stepalloc", "plain"),
+];
+
+/// The column that the aims are for.
+const OURS: &str = "stepalloc";
+/// A step's time to `System`'s is at most this ...
+const TIME_AIM: f64 = 0.97;
+/// ... at this resident memory to `System`'s.
+const PEAK_AIM: f64 = 1.05;
+
+/// Real training steps under several allocators.
+#[derive(Parser)]
+struct Options {
+    /// Only programs whose name begins so (may be given again)
+    #[arg(long, value_name = "PROGRAM")]
+    only: Vec<String>,
+    /// Only these columns (System always runs; --list shows them)
+    #[arg(long, value_name = "NAME")]
+    alloc: Vec<String>,
+    /// Threads of the framework (may be given again) [default: 1 and 2]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Vec<u16>,
+    /// Times that everything runs
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// A fifth of the steps
+    #[arg(long)]
+    quick: bool,
+    /// Take the least of the rounds instead of the median: steadier on a machine that others use too
+    #[arg(long)]
+    least: bool,
+    /// Also write every value here, comma-separated, as soon as it is known
+    #[arg(long, value_name = "FILE")]
+    csv: Option<PathBuf>,
+    /// Take from that file what it has already, and run the rest
+    #[arg(long, requires = "csv")]
+    resume: bool,
+    /// Use the binaries beside the driver as they are
+    #[arg(long)]
+    no_build: bool,
+    /// Show the programs and columns, and run nothing
+    #[arg(long)]
+    list: bool,
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut options = Options::parse();
+    if options.list {
+        list();
+        return Ok(());
+    }
+    let is_unknown = |name: &&String| COLUMNS.iter().all(|column| column.name != **name);
+    if let Some(name) = options.alloc.iter().find(is_unknown) {
+        return Err(format!("no column is called {name}; --list shows them").into());
+    }
+    if options.rounds == 0 {
+        return Err("no rounds, no figures".into());
+    }
+    if options.threads.is_empty() {
+        options.threads = vec![1, 2];
+    }
+    let is_chosen =
+        |name: &str| options.alloc.is_empty() || name == "System" || options.alloc.iter().any(|n| n == name);
+    let columns: Vec<&Column> = COLUMNS.iter().filter(|column| is_chosen(column.name)).collect();
+    let fits = |name: &str| options.only.is_empty() || options.only.iter().any(|part| name.starts_with(part.as_str()));
+    let programs: Vec<&Entry> = PROGRAMS.iter().filter(|entry| fits(entry.name)).collect();
+    if programs.is_empty() {
+        return Err("no program begins so; --list shows them".into());
+    }
+    let binaries = if options.no_build {
+        std::env::current_exe()?.with_file_name("")
+    } else {
+        matrix::build_binaries(env!("CARGO_MANIFEST_DIR"))?
+    };
+    let (mut rows, mut cells) = (Vec::new(), Vec::new());
+    for entry in &programs {
+        for threads in &options.threads {
+            let row = format!("{}-{threads}t", entry.name);
+            let steps = if options.quick { entry.quick_steps } else { entry.steps };
+            for column in &columns {
+                cells.push(Cell {
+                    row: row.clone(),
+                    column: column.name.into(),
+                    program: binaries.join(column.binary),
+                    arguments: [entry.name, column.way, &threads.to_string(), &steps.to_string()]
+                        .map(OsString::from)
+                        .to_vec(),
+                    figure: None,
+                });
+            }
+            rows.push(row);
+        }
+    }
+    let plan = matrix::Plan {
+        rounds: options.rounds,
+        limit: Duration::from_secs(300),
+        seed: 0x5eed,
+        csv: options.csv.as_deref(),
+        resume: options.resume,
+        counts_syscalls: false,
+    };
+    let mut figures = matrix::run(&cells, &plan)?;
+    figures.take_least = options.least;
+    report(&rows, &columns, &figures, &options);
+    let differing: Vec<String> = rows.iter().filter_map(|row| differs(row, &columns, &figures)).collect();
+    for difference in &differing {
+        eprintln!("{difference}");
+    }
+    match (figures.failures.len(), differing.len()) {
+        (0, 0) => Ok(()),
+        (failed, differing) => Err(format!("{failed} processes failed, the losses of {differing} rows differ").into()),
+    }
+}
+
+fn list() {
+    let mut table = Table::new(["program", "what"]);
+    for entry in PROGRAMS {
+        table.row([entry.name, entry.what]);
+    }
+    println!("{table}\ncolumns: {}", COLUMNS.map(|column| column.name).join(", "));
+}
+
+/// The row's columns and rounds whose losses are not those of the first that ran.
+fn differs(row: &str, columns: &[&Column], figures: &Figures) -> Option<String> {
+    let mut first = None;
+    for column in columns {
+        for (round, losses) in figures.rounds(row, "losses", column.name).into_iter().flatten() {
+            match first {
+                None => first = Some((column.name, losses)),
+                Some((_, expected)) if expected == losses => {}
+                Some((base, _)) => {
+                    return Some(format!(
+                        "{row}: losses on {}, round {round}, are not those on {base}",
+                        column.name
+                    ));
+                }
+            }
+        }
+    }
+    None
+}
+
+fn report(rows: &[String], columns: &[&Column], figures: &Figures, options: &Options) {
+    let quick = if options.quick { ", quick" } else { "" };
+    let taken = if options.least { "Least" } else { "Medians" };
+    println!("{taken} of {} rounds{quick}.\n", options.rounds);
+
+    println!("The aim: a step of {TIME_AIM} of System's at resident memory of {PEAK_AIM} of System's.\n");
+    let heads = [
+        "program",
+        "CPU time",
+        "",
+        "wall time",
+        "peak resident",
+        "",
+        "spread of the time",
+    ];
+    let mut table = Table::new(heads);
+    for row in rows {
+        let ratio = |name: &str| figures.ratio(row, name, OURS, "System");
+        let (time, peak) = (ratio("ms"), ratio("peak_mib"));
+        if time.is_none() {
+            continue;
+        }
+        let spread = figures.spread(row, "ms");
+        table.row([
+            row.clone(),
+            figure(time),
+            verdict(time, TIME_AIM),
+            figure(ratio("wall_ms")),
+            figure(peak),
+            verdict(peak, PEAK_AIM),
+            spread.map_or("–".into(), |spread| format!("±{:.0} %", spread * 100.0)),
+        ]);
+    }
+    println!("{table}");
+
+    let heads = || {
+        ["program", "figure"]
+            .into_iter()
+            .chain(columns.iter().map(|column| column.name))
+    };
+    println!("To System's in the same round:\n");
+    let mut table = Table::new(heads());
+    for row in rows {
+        for name in ["ms", "wall_ms", "peak_mib"] {
+            let cells = columns
+                .iter()
+                .map(|column| figure(figures.ratio(row, name, column.name, "System")));
+            table.row([row.clone(), name.to_string()].into_iter().chain(cells));
+        }
+    }
+    println!("{table}");
+
+    println!("Absolute (ms CPU and wall time of a step, page faults a step, MiB; less is better):\n");
+    let mut table = Table::new(heads());
+    for row in rows {
+        for name in ["ms", "wall_ms", "faults", "peak_mib"] {
+            let cells = columns
+                .iter()
+                .map(|column| figure(figures.median(row, name, column.name)));
+            table.row([row.clone(), name.to_string()].into_iter().chain(cells));
+        }
+    }
+    println!("{table}");
+}
+
+fn verdict(ratio: Option<f64>, at_most: f64) -> String {
+    if ratio.is_some_and(|ratio| ratio <= at_most) {
+        "yes".into()
+    } else {
+        "**no**".into()
+    }
+}
