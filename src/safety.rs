@@ -46,7 +46,7 @@
 //! | `.ci/run` | those, longer, in release, and chaos and soak of a minute; hardened mode | |
 //! | `.ci/long` | the breaks, fuzzing, chaos of ten minutes, other crates' own suites under chaos, soak; the two below | |
 //! | `.ci/loom` | the paths between threads in every order, on the crate's own code | `.ci/loom mutants`: each ordering weakened |
-//! | `.ci/sanitizers` | the tests under the address, leak and thread sanitizers; free memory of the arenas poisoned | `tests/poisoned.rs`: faults made on purpose, reported only where poisoning is on |
+//! | `.ci/sanitizers` | the tests under the address and leak sanitizers; free memory of the arenas poisoned | `tests/poisoned.rs`: faults made on purpose, reported only where poisoning is on |
 //! | `cargo test --features hardened` | all of the tests with every block checked | `tests/hardened.rs`: misuse in children; breaks of `src/guard.rs` |
 //! | `cargo run --manifest-path tests/mutations/Cargo.toml` | each break in turn | a break that survives is an error, and so is one whose text is gone |
 //! | `.ci/loom` | the paths between threads in every order, on the real code | `.ci/loom mutants` |
