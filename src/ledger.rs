@@ -6,7 +6,7 @@
 //! ends or a new block covers it; both look, so that counts are exact at the end.
 
 use crate::align::align_up;
-use crate::layout::{GRANULE, SMALL_MAX, UNIT};
+use crate::layout::{granules, units, GRANULE, SMALL_MAX, UNIT};
 use crate::sys;
 use core::mem::size_of;
 use core::ptr;
@@ -177,11 +177,14 @@ impl Ledger {
         }
     }
 
-    /// Takes out what stood in `[from, addr + size)` of the block at `addr`: other threads freed it.
+    /// Takes out what stood in the block at `addr` from `from` on, to the end of what it occupies: other threads freed it.
     fn cover(&mut self, addr: usize, from: usize, size: usize) {
-        let step = if size > SMALL_MAX { UNIT } else { GRANULE };
+        let (step, count) = match size > SMALL_MAX {
+            true => (UNIT, units(size)),
+            false => (GRANULE, granules(size)),
+        };
         let mut covered = from;
-        while covered < addr.wrapping_add(size.max(1)) {
+        while covered < addr.wrapping_add(count.wrapping_mul(step)) {
             self.remove(covered, true);
             covered = covered.wrapping_add(step);
         }

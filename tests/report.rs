@@ -77,6 +77,7 @@ fn escapees_are_those_still_live() {
 }
 
 #[test]
+#[cfg_attr(any(feature = "hardened", feature = "asan"), ignore = "checked blocks always move")]
 fn growth_in_place_counts_bytes_and_a_move_counts_a_block() {
     let (_kept, report) = arena_scope_report(|| {
         let mut last = block(1_000);
@@ -93,6 +94,7 @@ fn growth_in_place_counts_bytes_and_a_move_counts_a_block() {
 }
 
 #[test]
+#[cfg_attr(any(feature = "hardened", feature = "asan"), ignore = "checked blocks always move")]
 fn spans_grow_in_place_and_count_what_they_grew_by() {
     let (_kept, report) = arena_scope_report(|| {
         let mut large = block(100_000);
@@ -208,6 +210,7 @@ fn memory_freed_by_other_threads_and_used_again_is_counted_once() {
 /// Regression. A block that grew in place over memory that another thread had freed left the freed block's entry behind, and
 /// the entry looked live at the end.
 #[test]
+#[cfg_attr(any(feature = "hardened", feature = "asan"), ignore = "checked blocks always move")]
 fn growth_over_memory_freed_by_another_thread_is_no_escapee() {
     let (kept, report) = arena_scope_report(|| {
         let mut a = block(1_024);

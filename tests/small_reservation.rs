@@ -21,6 +21,13 @@ fn the_reservation_is_as_small_as_asked() {
     });
 }
 
+/// Bytes behind each block that are its own too.
+const GUARD: usize = if cfg!(any(feature = "hardened", feature = "asan")) {
+    16
+} else {
+    0
+};
+
 fn fill_and_fill_again(size: usize, count: usize) {
     let mut blocks: Vec<Block> = Vec::with_capacity(count);
     let before = stats().fallbacks;
@@ -31,7 +38,7 @@ fn fill_and_fill_again(size: usize, count: usize) {
     assert_eq!(report.blocks + report.fallbacks.no_room, count as u64);
     assert_eq!(stats().fallbacks.no_room - before.no_room, report.fallbacks.no_room);
     let fit = report.blocks as usize;
-    assert!(fit * size > 1_500_000, "{fit} blocks of {size}");
+    assert!(fit * (size + GUARD) > 1_500_000, "{fit} blocks of {size}");
     blocks.iter().for_each(Block::verify);
     // Half of them, from among the others: what the arena gets back it serves again.
     let mut index = 0;

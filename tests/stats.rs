@@ -13,9 +13,17 @@ use support::{in_thread, resident, Block, Random};
 #[global_allocator]
 static GLOBAL: StepAlloc = StepAlloc::new();
 
+/// Bytes behind each block that are its own too.
+const GUARD: usize = if cfg!(any(feature = "hardened", feature = "asan")) {
+    16
+} else {
+    0
+};
+
 /// What a small block takes: whole granules, and whole lines from 64 bytes on.
 fn occupied(size: usize) -> usize {
-    size.next_multiple_of(if size >= 64 { 64 } else { 16 })
+    let whole = size + GUARD;
+    whole.next_multiple_of(if whole >= 64 { 64 } else { 16 })
 }
 
 /// The sums that the docs show.
@@ -71,20 +79,20 @@ fn the_figures_of_a_thread_are_exact() {
             let size = if small_one {
                 1 + random.below(8_000)
             } else {
-                (9 + random.below(20)) * 4_096
+                (9 + random.below(20)) * 4_096 - GUARD
             };
             let scope = ArenaScope::enter();
             blocks.push(Block::new(size, 8));
             drop(scope);
             match small_one {
                 true => small += occupied(size),
-                false => large += size,
+                false => large += size + GUARD,
             }
             while blocks.len() > 200 || random.below(3) == 0 && !blocks.is_empty() {
                 let block = blocks.swap_remove(random.below(blocks.len()));
                 match block.size() {
                     size @ 0..=8_000 => small -= occupied(size),
-                    size => large -= size,
+                    size => large -= size + GUARD,
                 }
                 // Some are freed by another thread: folded in when asked.
                 if random.below(50) == 0 {
