@@ -144,6 +144,13 @@ impl Lane {
         }
     }
 
+    /// Makes `[pos, limit)` its hole.
+    #[inline]
+    fn put(&mut self, pos: usize, limit: usize) {
+        self.set_limit(limit);
+        (self.pos, self.start) = (pos, pos);
+    }
+
     /// Moves the limit; `debt` goes with it.
     #[inline]
     fn set_limit(&mut self, limit: usize) {
@@ -349,8 +356,7 @@ impl Heap {
         self.show();
         let start = self.small_base.addr();
         for lane in &mut self.lanes {
-            lane.set_limit(start);
-            (lane.pos, lane.start) = (start, start);
+            lane.put(start, start);
         }
         self.base = start;
         self.len = l.small_bytes;
@@ -420,20 +426,25 @@ impl Heap {
 
     /// Masks what the state says must be masked; undoes `show`.
     fn hide(&mut self) {
+        let masked = self.is_masked();
         for lane in &mut self.lanes {
-            lane.end = match (self.active, self.counting) {
+            lane.end = match (self.active, masked) {
                 (false, _) => 0,
-                (true, 0) if !CHECKED => lane.limit,
-                (true, _) => 1,
+                (true, false) => lane.limit,
+                (true, true) => 1,
             };
-            if CHECKED || self.counting != 0 {
+            if masked {
                 lane.parked = lane.pos;
                 lane.pos = 1;
             }
         }
-        if self.is_masked() {
+        if masked {
             (self.base, self.len) = (0, 0);
         }
+        self.note_special();
+    }
+
+    fn note_special(&mut self) {
         self.special = self.counting | self.suspensions | self.deeper | CHECKED as u32;
     }
 
@@ -544,7 +555,7 @@ impl Heap {
             };
         }
         self.deeper = self.deeper.saturating_add(1);
-        self.special |= 1;
+        self.note_special();
         Ticket {
             index: DEEPER,
             serial: 0,
@@ -606,7 +617,7 @@ impl Heap {
     fn leave_slow(&mut self, ticket: Ticket) {
         if ticket.index == DEEPER {
             self.deeper = self.deeper.saturating_sub(1);
-            self.special = self.counting | self.suspensions | self.deeper | CHECKED as u32;
+            self.note_special();
             return;
         }
         if ticket.index == DEEPER_OUTSIDE {
@@ -767,9 +778,7 @@ impl Heap {
         let (start, end) = (align_up(start, grain(index)), align_down(end, grain(index)));
         self.map.set(start, end);
         let (pos, limit) = (self.addr(start), self.addr(end));
-        let lane = &mut self.lanes[index % LANES];
-        lane.set_limit(limit);
-        (lane.pos, lane.start) = (pos, pos);
+        self.lanes[index % LANES].put(pos, limit);
         if let Some(first @ None) = self.first.get_mut(index) {
             *first = Some(pos);
         }
@@ -779,9 +788,7 @@ impl Heap {
     /// Lets the lane's next search begin at `mark`. It has no hole now.
     fn set_mark(&mut self, index: usize, mark: usize) {
         let at = self.addr(align_up(mark, grain(index)));
-        let lane = &mut self.lanes[index % LANES];
-        lane.set_limit(at);
-        (lane.pos, lane.start) = (at, at);
+        self.lanes[index % LANES].put(at, at);
     }
 
     /// Accounts for granules that became a hole or a long block.
@@ -988,17 +995,27 @@ impl Heap {
         let high = self.small.high;
         let found = self.map.next_run(from, high, count, align, longest);
         let to = found.map_or(high, |run| run.0);
-        let lane = &mut self.lanes[index.min(LANES - 1)];
-        lane.debt = lane
-            .debt
-            .wrapping_add(to.saturating_sub(from).wrapping_mul(GRANULE) as i64);
+        self.charge(index, to.saturating_sub(from));
         found
+    }
+
+    /// Counts granules that were walked.
+    fn charge(&mut self, index: usize, count: usize) {
+        let lane = &mut self.lanes[index.min(LANES - 1)];
+        lane.debt = lane.debt.wrapping_add(count.wrapping_mul(GRANULE) as i64);
     }
 
     /// Adds to what has been allocated since the last look of this lane, or of the long blocks.
     fn pay(&mut self, index: usize, count: usize) {
         if let Some(since) = self.since_look.get_mut(index) {
             *since = since.wrapping_add(count as u64);
+        }
+    }
+
+    /// A look begins: the next is to be paid for anew.
+    fn forget_paid(&mut self, index: usize) {
+        if let Some(since) = self.since_look.get_mut(index) {
+            *since = 0;
         }
     }
 
@@ -1023,9 +1040,7 @@ impl Heap {
         if !paid && !self.look_is_paid(index) {
             return None;
         }
-        if let Some(since) = self.since_look.get_mut(index) {
-            *since = 0;
-        }
+        self.forget_paid(index);
         self.walk(index, 0, count, align, longest)
     }
 
@@ -1035,13 +1050,10 @@ impl Heap {
         if !self.look_is_paid(index) {
             return false;
         }
-        if let Some(since) = self.since_look.get_mut(index) {
-            *since = 0;
-        }
+        self.forget_paid(index);
         // The look is a walk over all of it. Not charged, a small step that begins at the area's end would go back there
         // after each look, and the next would grow the area.
-        let lane = &mut self.lanes[index.min(LANES - 1)];
-        lane.debt = lane.debt.wrapping_add(high.wrapping_mul(GRANULE) as i64);
+        self.charge(index, high);
         let live = self.map.count(high.div_ceil(WORD_GRANULES));
         live.wrapping_mul(DENSE.1) < high.wrapping_mul(DENSE.0)
     }

@@ -308,6 +308,31 @@ fn remote_map(segment: &segment::Segment) -> LiveMap {
     unsafe { LiveMap::new(segment.base.add(l.live).cast(), segment.base.add(l.remote).cast()) }
 }
 
+/// Where in a segment a block may begin that begins at an address.
+enum Place {
+    /// At this granule of the small area.
+    Small(usize),
+    /// At this unit of the span area.
+    Span(usize),
+    /// Nowhere.
+    None,
+}
+
+impl Place {
+    #[inline(always)]
+    fn of(segment: &segment::Segment, addr: usize) -> Place {
+        let l = &segment.layout;
+        let offset = addr.wrapping_sub(segment.base.addr());
+        if offset.wrapping_sub(l.small) < l.small_bytes && addr % GRANULE == 0 {
+            Place::Small(offset.wrapping_sub(l.small) / GRANULE)
+        } else if offset >= l.spans && addr % UNIT == 0 {
+            Place::Span(offset.wrapping_sub(l.spans) / UNIT)
+        } else {
+            Place::None
+        }
+    }
+}
+
 /// Frees a block of a segment that the calling thread does not own.
 pub fn free_remote(addr: usize, size: usize) -> Outcome {
     let Some(segment) = segment::of(addr) else {
@@ -316,22 +341,21 @@ pub fn free_remote(addr: usize, size: usize) -> Outcome {
     if CHECKED && !check_remote(&segment, addr, max(size, 1)) {
         return Outcome::Misuse;
     }
-    let l = &segment.layout;
-    let offset = addr.wrapping_sub(segment.base.addr());
-    let (done, bytes) = if offset.wrapping_sub(l.small) < l.small_bytes && addr % GRANULE == 0 {
-        let start = offset.wrapping_sub(l.small) / GRANULE;
-        let count = granules(size);
-        (
-            remote_map(&segment).free_remote(start, start.wrapping_add(count)),
-            count.wrapping_mul(GRANULE),
-        )
-    } else if offset >= l.spans && addr % UNIT == 0 {
-        let unit = offset.wrapping_sub(l.spans) / UNIT;
-        // SAFETY: a block of that segment is live, so its head and this region's tables are committed.
-        let done = unsafe { spans::free_remote(segment.base.add(l.tables), &segment.header().span_flag, unit) };
-        (done, units(size).wrapping_mul(UNIT))
-    } else {
-        (false, 0)
+    let (done, bytes) = match Place::of(&segment, addr) {
+        Place::Small(start) => {
+            let count = granules(size);
+            (
+                remote_map(&segment).free_remote(start, start.wrapping_add(count)),
+                count.wrapping_mul(GRANULE),
+            )
+        }
+        Place::Span(unit) => {
+            let tables = segment.base.wrapping_add(segment.layout.tables);
+            // SAFETY: a block of that segment is live, so its head and this region's tables are committed.
+            let done = unsafe { spans::free_remote(tables, &segment.header().span_flag, unit) };
+            (done, units(size).wrapping_mul(UNIT))
+        }
+        Place::None => (false, 0),
     };
     if !done {
         return Outcome::Misuse;
@@ -347,24 +371,21 @@ fn check_remote(segment: &segment::Segment, addr: usize, size: usize) -> bool {
     if !segment::is_made(segment.index) {
         return false;
     }
-    let l = &segment.layout;
-    let offset = addr.wrapping_sub(segment.base.addr());
     // SAFETY: the segment was claimed, so its head is committed.
     let published = unsafe { &segment.header().published };
-    let live = if offset.wrapping_sub(l.small) < l.small_bytes {
-        let start = offset.wrapping_sub(l.small) / GRANULE;
-        let end = start.wrapping_add(granules(size));
-        // Relaxed: published before the block's pointer was passed on; where it is not a block's, old is as good as new.
-        addr % GRANULE == 0
-            && end <= published.small_high.load(Ordering::Relaxed)
-            && remote_map(segment).is_live(start, end)
-    } else {
-        let unit = offset.wrapping_sub(l.spans) / UNIT;
-        offset >= l.spans
-            && addr % UNIT == 0
-            && unit < published.span_top.load(Ordering::Relaxed)
-            // SAFETY: below the top the tables are committed.
-            && unsafe { spans::is_live_remote(segment.base.add(l.tables), unit) }
+    // Relaxed: published before the block's pointer was passed on; where it is not a block's, old is as good as new.
+    let live = match Place::of(segment, addr) {
+        Place::Small(start) => {
+            let end = start.wrapping_add(granules(size));
+            end <= published.small_high.load(Ordering::Relaxed) && remote_map(segment).is_live(start, end)
+        }
+        Place::Span(unit) => {
+            let tables = segment.base.wrapping_add(segment.layout.tables);
+            unit < published.span_top.load(Ordering::Relaxed)
+                // SAFETY: below the top the tables are committed.
+                && unsafe { spans::is_live_remote(tables, unit) }
+        }
+        Place::None => false,
     };
     if live {
         // SAFETY: the block is live and the caller's to free, and nobody is told that it is free before this ends.
