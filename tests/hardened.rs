@@ -6,7 +6,7 @@ mod support;
 use std::alloc::{dealloc, Layout};
 use std::os::unix::process::ExitStatusExt;
 use stepalloc::{arena_scope, in_arena, ArenaScope, StepAlloc};
-use support::{in_thread, layout, role, run_child, text, Block};
+use support::{in_thread, layout, text, told_wrong, Block};
 
 #[global_allocator]
 static GLOBAL: StepAlloc = StepAlloc::new();
@@ -16,18 +16,10 @@ const GUARD: &str = "stepalloc: a block was written past its end, or freed by an
 
 /// Runs `act` in a child, told to do right, and in one told to do wrong, which must be ended with `message`.
 fn seen(test: &str, message: &str, act: fn(bool)) {
-    match role().as_deref() {
-        Some("right") => act(false),
-        Some(_) => act(true),
-        None => {
-            let right = run_child(test, "right");
-            assert!(right.status.success(), "{}: {}", right.status, text(&right));
-            let wrong = run_child(test, "wrong");
-            assert_eq!(wrong.status.signal(), Some(libc::SIGABRT), "{}", text(&wrong));
-            assert!(text(&wrong).contains(message), "{}", text(&wrong));
-            assert!(!text(&wrong).contains("panicked"), "nothing unwinds");
-        }
-    }
+    let Some(wrong) = told_wrong(test, act) else { return };
+    assert_eq!(wrong.status.signal(), Some(libc::SIGABRT), "{}", text(&wrong));
+    assert!(text(&wrong).contains(message), "{}", text(&wrong));
+    assert!(!text(&wrong).contains("panicked"), "nothing unwinds");
 }
 
 macro_rules! seen {

@@ -10,7 +10,7 @@ use std::cell::RefCell;
 use std::sync::mpsc::{channel, Receiver, Sender};
 use std::thread;
 use stepalloc::{arena_scope, arena_scope_report, outside_scope, scope_depth, stats, ArenaScope, StepAlloc};
-use support::{aborted, in_thread, role, run_child, text, Block};
+use support::{aborted, in_thread, text, told_wrong, Block};
 
 #[global_allocator]
 static GLOBAL: StepAlloc = StepAlloc::new();
@@ -34,19 +34,13 @@ fn free(block: Block, times: usize) {
 /// Runs `misuse` in a child, told to free twice: it must be killed by its own abort with our message. Told to free once it must
 /// pass, so that it is the second free that is seen.
 fn aborts(test: &str, misuse: fn(usize)) {
-    match role().as_deref() {
-        Some("once") => misuse(1),
-        Some(_) => misuse(2),
-        None => {
-            let once = run_child(test, "once");
-            assert!(once.status.success(), "{}: {}", once.status, text(&once));
-            let twice = run_child(test, "twice");
-            let stderr = String::from_utf8_lossy(&twice.stderr);
-            assert!(aborted(twice.status), "{}: {}", twice.status, text(&twice));
-            assert!(stderr.contains("stepalloc: a block was freed twice"), "{stderr}");
-            assert!(!stderr.contains("panicked"), "nothing unwinds: {stderr}");
-        }
-    }
+    let Some(twice) = told_wrong(test, |wrong| misuse(if wrong { 2 } else { 1 })) else {
+        return;
+    };
+    let stderr = String::from_utf8_lossy(&twice.stderr);
+    assert!(aborted(twice.status), "{}: {}", twice.status, text(&twice));
+    assert!(stderr.contains("stepalloc: a block was freed twice"), "{stderr}");
+    assert!(!stderr.contains("panicked"), "nothing unwinds: {stderr}");
 }
 
 macro_rules! double_free {

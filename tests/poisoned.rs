@@ -5,24 +5,16 @@ mod support;
 
 use std::alloc::dealloc;
 use stepalloc::{arena_scope, in_arena, ArenaScope, StepAlloc};
-use support::{in_thread, role, run_child, text, Block};
+use support::{in_thread, role, run_child, text, told_wrong, Block};
 
 #[global_allocator]
 static GLOBAL: StepAlloc = StepAlloc::new();
 
 fn reported(test: &str, act: fn(bool)) {
-    match role().as_deref() {
-        Some("right") => act(false),
-        Some(_) => act(true),
-        None => {
-            let right = run_child(test, "right");
-            assert!(right.status.success(), "{}: {}", right.status, text(&right));
-            let wrong = run_child(test, "wrong");
-            assert!(!wrong.status.success(), "{}", text(&wrong));
-            let said = text(&wrong);
-            assert!(said.contains("AddressSanitizer: use-after-poison"), "{said}");
-        }
-    }
+    let Some(wrong) = told_wrong(test, act) else { return };
+    assert!(!wrong.status.success(), "{}", text(&wrong));
+    let said = text(&wrong);
+    assert!(said.contains("AddressSanitizer: use-after-poison"), "{said}");
 }
 
 macro_rules! reported {

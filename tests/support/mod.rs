@@ -237,6 +237,21 @@ pub fn child_passes(test: &str, role: &str) -> String {
     text
 }
 
+/// Runs `act` in a child that is told to do right (`false`), which must pass, and in one that is told to do wrong, whose
+/// output is returned; in the children themselves `None`.
+pub fn told_wrong(test: &str, act: impl FnOnce(bool)) -> Option<Output> {
+    match role().as_deref() {
+        Some("right") => act(false),
+        Some(_) => act(true),
+        None => {
+            let right = run_child(test, "right");
+            assert!(right.status.success(), "{}: {}", right.status, text(&right));
+            return Some(run_child(test, "wrong"));
+        }
+    }
+    None
+}
+
 /// All that a child printed.
 pub fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
