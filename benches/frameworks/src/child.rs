@@ -14,10 +14,7 @@ pub const WARM_UP_STEPS: usize = 5;
 
 /// The whole of a child's `main`.
 pub fn main() {
-    if let Err(error) = run() {
-        eprintln!("{error}");
-        std::process::exit(2);
-    }
+    process::end(run());
 }
 
 fn run() -> Result<(), String> {

@@ -5,10 +5,7 @@ use crate::workloads::WORKLOADS;
 
 /// The whole of a child's `main`.
 pub fn main() {
-    if let Err(error) = run() {
-        eprintln!("{error}");
-        std::process::exit(2);
-    }
+    stepalloc_measure::process::end(run());
 }
 
 fn run() -> Result<(), String> {

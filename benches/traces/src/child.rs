@@ -13,10 +13,7 @@ pub fn main() {
         eprintln!("{panic}");
         std::process::abort();
     }));
-    if let Err(error) = run() {
-        eprintln!("{error}");
-        std::process::exit(2);
-    }
+    stepalloc_measure::process::end(run());
 }
 
 fn run() -> Result<(), String> {

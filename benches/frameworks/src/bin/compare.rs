@@ -1,11 +1,10 @@
 //! Runs every program on every allocator, in interleaved rounds of processes, and prints Markdown tables. Ends with an
 //! error where a process failed or where the losses of a program are not the same in every bit.
 use std::ffi::OsString;
-use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::Parser;
 use stepalloc_frameworks::programs::{Entry, PROGRAMS};
+use stepalloc_measure::driver::Common;
 use stepalloc_measure::figures::Figures;
 use stepalloc_measure::matrix::{self, Cell};
 use stepalloc_measure::table::{figure, Table};
@@ -42,30 +41,14 @@ struct Options {
     /// Only programs whose name begins so (may be given again)
     #[arg(long, value_name = "PROGRAM")]
     only: Vec<String>,
-    /// Only these columns (System always runs; --list shows them)
-    #[arg(long, value_name = "NAME")]
-    alloc: Vec<String>,
+    #[command(flatten)]
+    common: Common,
     /// Threads of the framework (may be given again) [default: 1 and 2]
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..))]
     threads: Vec<u16>,
-    /// Times that everything runs
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
     /// A fifth of the steps
     #[arg(long)]
     quick: bool,
-    /// Take the least of the rounds instead of the median: steadier on a machine that others use too
-    #[arg(long)]
-    least: bool,
-    /// Also write every value here, comma-separated, as soon as it is known
-    #[arg(long, value_name = "FILE")]
-    csv: Option<PathBuf>,
-    /// Take from that file what it has already, and run the rest
-    #[arg(long, requires = "csv")]
-    resume: bool,
-    /// Use the binaries beside the driver as they are
-    #[arg(long)]
-    no_build: bool,
     /// Show the programs and columns, and run nothing
     #[arg(long)]
     list: bool,
@@ -77,29 +60,25 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         list();
         return Ok(());
     }
-    let is_unknown = |name: &&String| COLUMNS.iter().all(|column| column.name != **name);
-    if let Some(name) = options.alloc.iter().find(is_unknown) {
+    if let Some(name) = options.common.unknown(COLUMNS.iter().map(|column| column.name)) {
         return Err(format!("no column is called {name}; --list shows them").into());
     }
-    if options.rounds == 0 {
+    if options.common.rounds == 0 {
         return Err("no rounds, no figures".into());
     }
     if options.threads.is_empty() {
         options.threads = vec![1, 2];
     }
-    let is_chosen =
-        |name: &str| options.alloc.is_empty() || name == "System" || options.alloc.iter().any(|n| n == name);
-    let columns: Vec<&Column> = COLUMNS.iter().filter(|column| is_chosen(column.name)).collect();
+    let columns: Vec<&Column> = COLUMNS
+        .iter()
+        .filter(|column| options.common.runs(column.name))
+        .collect();
     let fits = |name: &str| options.only.is_empty() || options.only.iter().any(|part| name.starts_with(part.as_str()));
     let programs: Vec<&Entry> = PROGRAMS.iter().filter(|entry| fits(entry.name)).collect();
     if programs.is_empty() {
         return Err("no program begins so; --list shows them".into());
     }
-    let binaries = if options.no_build {
-        std::env::current_exe()?.with_file_name("")
-    } else {
-        matrix::build_binaries(env!("CARGO_MANIFEST_DIR"))?
-    };
+    let binaries = options.common.binaries(env!("CARGO_MANIFEST_DIR"))?;
     let (mut rows, mut cells) = (Vec::new(), Vec::new());
     for entry in &programs {
         for threads in &options.threads {
@@ -119,16 +98,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             rows.push(row);
         }
     }
-    let plan = matrix::Plan {
-        rounds: options.rounds,
-        limit: Duration::from_secs(300),
-        seed: 0x5eed,
-        csv: options.csv.as_deref(),
-        resume: options.resume,
-        counts_syscalls: false,
-    };
-    let mut figures = matrix::run(&cells, &plan)?;
-    figures.take_least = options.least;
+    let mut figures = matrix::run(&cells, &options.common.plan())?;
+    figures.take_least = options.common.least;
     report(&rows, &columns, &figures, &options);
     let differing: Vec<String> = rows.iter().filter_map(|row| differs(row, &columns, &figures)).collect();
     for difference in &differing {
@@ -170,8 +141,8 @@ fn differs(row: &str, columns: &[&Column], figures: &Figures) -> Option<String> 
 
 fn report(rows: &[String], columns: &[&Column], figures: &Figures, options: &Options) {
     let quick = if options.quick { ", quick" } else { "" };
-    let taken = if options.least { "Least" } else { "Medians" };
-    println!("{taken} of {} rounds{quick}.\n", options.rounds);
+    let taken = if options.common.least { "Least" } else { "Medians" };
+    println!("{taken} of {} rounds{quick}.\n", options.common.rounds);
 
     println!("The aim: a step of {TIME_AIM} of System's at resident memory of {PEAK_AIM} of System's.\n");
     let heads = [

@@ -141,3 +141,11 @@ pub fn populate_code() {
         unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_POPULATE_READ) };
     }
 }
+
+/// The end of a child's `main`: an error is said, and the process fails with it.
+pub fn end(outcome: Result<(), String>) {
+    if let Err(error) = outcome {
+        eprintln!("{error}");
+        std::process::exit(2);
+    }
+}

@@ -1,9 +1,9 @@
 //! Runs every workload on every allocator, in interleaved rounds of processes, and prints Markdown tables.
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::Parser;
+use stepalloc_measure::driver::Common;
 use stepalloc_measure::figures::Figures;
 use stepalloc_measure::matrix::{self, Cell};
 use stepalloc_measure::table::{figure, with_interval, Table};
@@ -98,42 +98,23 @@ const AIMS: [(&str, &str, f64, Of); 34] = [
     ("escape-*", "ns", 1.0, Of::Peer),
 ];
 
-/// A process that takes longer is ended.
-const LIMIT: Duration = Duration::from_secs(300);
-
 /// stepalloc beside the general allocators.
 #[derive(Parser)]
 struct Options {
     /// Only workloads whose name begins so (may be given again)
     #[arg(long, value_name = "WORKLOAD")]
     only: Vec<String>,
-    /// Only these columns (System always runs; --list shows them)
-    #[arg(long, value_name = "NAME")]
-    alloc: Vec<String>,
-    /// Times that everything runs
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
+    #[command(flatten)]
+    common: Common,
     /// A tenth to a third of the work in each process
     #[arg(long)]
     quick: bool,
-    /// Take the least of the rounds instead of the median: steadier on a machine that others use too
-    #[arg(long)]
-    least: bool,
-    /// Also write every value here, comma-separated, as soon as it is known
-    #[arg(long, value_name = "FILE")]
-    csv: Option<PathBuf>,
-    /// Take from that file what it has already, and run the rest
-    #[arg(long, requires = "csv")]
-    resume: bool,
     /// Also write the ratios to System's and their confidence intervals here
     #[arg(long, value_name = "FILE")]
     ratios: Option<PathBuf>,
     /// Do not count system calls, in a run of its own after the rounds (they are counted where there is an strace)
     #[arg(long)]
     no_syscalls: bool,
-    /// Use the binaries beside the driver as they are
-    #[arg(long)]
-    no_build: bool,
     /// Show the workloads and columns, and run nothing
     #[arg(long)]
     list: bool,
@@ -148,27 +129,19 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         list();
         return Ok(());
     }
-    if let Some(name) = options
-        .alloc
-        .iter()
-        .find(|name| COLUMNS.iter().all(|column| column.name != **name))
-    {
+    if let Some(name) = options.common.unknown(COLUMNS.iter().map(|column| column.name)) {
         return Err(format!("no column is called {name}; --list shows them").into());
     }
     let chosen_row = |row: &Workload| options.only.is_empty() || options.only.iter().any(|part| fits(row.name, part));
-    let chosen_column = |column: &Column| {
-        options.alloc.is_empty() || column.name == "System" || options.alloc.iter().any(|name| name == column.name)
-    };
     let rows: Vec<&Workload> = WORKLOADS.iter().filter(|row| chosen_row(row)).collect();
-    let columns: Vec<&Column> = COLUMNS.iter().filter(|column| chosen_column(column)).collect();
+    let columns: Vec<&Column> = COLUMNS
+        .iter()
+        .filter(|column| options.common.runs(column.name))
+        .collect();
     if rows.is_empty() {
         return Err("no workload begins so; --list shows them".into());
     }
-    let binaries = if options.no_build {
-        std::env::current_exe()?.with_file_name("")
-    } else {
-        matrix::build_binaries(env!("CARGO_MANIFEST_DIR"))?
-    };
+    let binaries = options.common.binaries(env!("CARGO_MANIFEST_DIR"))?;
     let mut cells = Vec::new();
     for row in &rows {
         for column in columns.iter().filter(|column| can_run(column, row)) {
@@ -184,22 +157,18 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let counts = !options.no_syscalls && syscalls::can_count();
     let plan = matrix::Plan {
-        rounds: options.rounds,
-        limit: LIMIT,
-        seed: 0x5eed,
-        csv: options.csv.as_deref(),
-        resume: options.resume,
         counts_syscalls: counts,
+        ..options.common.plan()
     };
     if options.count {
         println!("{}", plan.processes(cells.len()));
         return Ok(());
     }
     let mut figures = matrix::run(&cells, &plan)?;
-    figures.take_least = options.least;
+    figures.take_least = options.common.least;
     println!(
         "Medians of {} rounds{}.\n",
-        options.rounds,
+        options.common.rounds,
         if options.quick { ", quick" } else { "" }
     );
     println!("{}", aims(&rows, &columns, &figures));

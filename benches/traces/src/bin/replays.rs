@@ -1,9 +1,9 @@
 //! Replays every recording under every allocator, in interleaved rounds of processes, and prints Markdown tables.
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use clap::Parser;
+use stepalloc_measure::driver::Common;
 use stepalloc_measure::figures::Figures;
 use stepalloc_measure::matrix::{self, Cell};
 use stepalloc_measure::sample;
@@ -22,21 +22,18 @@ const WAYS: [(&str, &str, &str, bool); 7] = [
     ("plan", "replay-on-system", "none", true),
 ];
 
+const COLUMNS: &str =
+    "Only these columns (System always runs): System, mimalloc, jemalloc, snmalloc, stepalloc, stepalloc-outside, plan";
+
 /// Recorded allocations replayed under several allocators.
 #[derive(Parser)]
+#[command(mut_arg("alloc", |arg| arg.help(COLUMNS)))]
 struct Options {
     /// Only recordings whose name contains this (may be given again)
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
-    /// Only these columns (System always runs): System, mimalloc, jemalloc, snmalloc, stepalloc, stepalloc-outside, plan
-    #[arg(long, value_name = "NAME")]
-    alloc: Vec<String>,
-    /// Times that everything runs
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
-    /// Take the least of the rounds instead of the median: steadier on a machine that others use too
-    #[arg(long)]
-    least: bool,
+    #[command(flatten)]
+    common: Common,
     /// A thread for each recorded thread, instead of one for all
     #[arg(long)]
     threads: bool,
@@ -49,21 +46,12 @@ struct Options {
     /// Another folder of recordings (`*.trace`, `*.trace.xz`)
     #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/traces"))]
     folder: PathBuf,
-    /// Also write every value here, comma-separated, as soon as it is known
-    #[arg(long, value_name = "FILE")]
-    csv: Option<PathBuf>,
-    /// Take from that file what it has already, and run the rest
-    #[arg(long, requires = "csv")]
-    resume: bool,
     /// Also write the ratios to System's and their confidence intervals here
     #[arg(long, value_name = "FILE")]
     ratios: Option<PathBuf>,
     /// Seed of the order of processes, anew in each round
     #[arg(long, default_value_t = 0x5eed)]
     seed: u64,
-    /// Use the binaries beside the driver as they are
-    #[arg(long)]
-    no_build: bool,
 }
 
 struct Recording {
@@ -74,24 +62,15 @@ struct Recording {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let options = Options::parse();
-    for name in &options.alloc {
-        if !WAYS.iter().any(|(column, ..)| column == name) {
-            return Err(format!("no allocator is called {name}").into());
-        }
+    if let Some(name) = options.common.unknown(WAYS.iter().map(|way| way.0)) {
+        return Err(format!("no allocator is called {name}").into());
     }
-    let binaries = if options.no_build {
-        std::env::current_exe()?.with_file_name("")
-    } else {
-        matrix::build_binaries(env!("CARGO_MANIFEST_DIR"))?
-    };
+    let binaries = options.common.binaries(env!("CARGO_MANIFEST_DIR"))?;
     let scratch = tempfile::tempdir()?;
     let recordings = unpack(&options, scratch.path())?;
-    let chosen = |column: &str| {
-        options.alloc.is_empty() || column == "System" || options.alloc.iter().any(|name| name == column)
-    };
     let mut cells = Vec::new();
     for recording in &recordings {
-        for (column, binary, scopes, planned) in WAYS.iter().filter(|way| chosen(way.0)) {
+        for (column, binary, scopes, planned) in WAYS.iter().filter(|way| options.common.runs(way.0)) {
             let mut cell = |row: &str, purpose: &str, scopes: &str, threads: bool| {
                 let threads = if threads { "recorded" } else { "one" };
                 let mut arguments: Vec<OsString> = vec![recording.raw.clone().into()];
@@ -129,17 +108,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             }
         }
     }
-    let rounds = if options.verify { 1 } else { options.rounds };
     let plan = matrix::Plan {
-        rounds,
-        limit: Duration::from_secs(300),
+        rounds: if options.verify { 1 } else { options.common.rounds },
         seed: options.seed,
-        csv: options.csv.as_deref(),
-        resume: options.resume,
-        counts_syscalls: false,
+        ..options.common.plan()
     };
     let mut figures = matrix::run(&cells, &plan)?;
-    figures.take_least = options.least;
+    figures.take_least = options.common.least;
     if options.verify {
         println!(
             "{} replays verified, {} failed",
@@ -147,7 +122,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             figures.failures.len()
         );
     } else {
-        report(&recordings, &chosen, &figures, &options);
+        report(&recordings, &figures, &options);
         if let Some(path) = &options.ratios {
             std::fs::write(path, figures.ratios_csv(|_, _| Some("System".into())))?;
         }
@@ -200,8 +175,12 @@ fn unpack(options: &Options, scratch: &Path) -> Result<Vec<Recording>, Box<dyn s
     Ok(recordings)
 }
 
-fn report(recordings: &[Recording], chosen: &dyn Fn(&str) -> bool, figures: &Figures, options: &Options) {
-    let columns: Vec<&str> = WAYS.iter().map(|way| way.0).filter(|column| chosen(column)).collect();
+fn report(recordings: &[Recording], figures: &Figures, options: &Options) {
+    let columns: Vec<&str> = WAYS
+        .iter()
+        .map(|way| way.0)
+        .filter(|column| options.common.runs(column))
+        .collect();
     let heads = || std::iter::once("trace").chain(columns.iter().copied());
     let threads = if options.threads {
         "the recorded threads"
@@ -211,8 +190,8 @@ fn report(recordings: &[Recording], chosen: &dyn Fn(&str) -> bool, figures: &Fig
     println!("CPU time of a steady step to System's / peak resident over peak live bytes, {threads},");
     println!(
         "{} of {} rounds:\n",
-        if options.least { "least" } else { "medians" },
-        options.rounds
+        if options.common.least { "least" } else { "medians" },
+        options.common.rounds
     );
     let mut table = Table::new(heads().chain(["spread of times"]));
     let mut times = vec![Vec::new(); columns.len()];
