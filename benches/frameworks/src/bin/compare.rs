@@ -141,7 +141,7 @@ fn differs(row: &str, columns: &[&Column], figures: &Figures) -> Option<String> 
 
 fn report(rows: &[String], columns: &[&Column], figures: &Figures, options: &Options) {
     let quick = if options.quick { ", quick" } else { "" };
-    let taken = if options.common.least { "Least" } else { "Medians" };
+    let taken = options.common.taken();
     println!("{taken} of {} rounds{quick}.\n", options.common.rounds);
 
     println!("The aim: a step of {TIME_AIM} of System's at resident memory of {PEAK_AIM} of System's.\n");

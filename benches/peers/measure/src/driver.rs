@@ -56,6 +56,15 @@ impl Common {
         Ok(driver.with_file_name(""))
     }
 
+    /// What the tables show of the rounds.
+    pub fn taken(&self) -> &'static str {
+        if self.least {
+            "Least"
+        } else {
+            "Medians"
+        }
+    }
+
     /// How the matrix runs.
     pub fn plan(&self) -> Plan<'_> {
         Plan {

@@ -167,7 +167,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut figures = matrix::run(&cells, &plan)?;
     figures.take_least = options.common.least;
     println!(
-        "Medians of {} rounds{}.\n",
+        "{} of {} rounds{}.\n",
+        options.common.taken(),
         options.common.rounds,
         if options.quick { ", quick" } else { "" }
     );
