@@ -259,8 +259,9 @@ fn who_sees_the_size_of_the_reservation_sees_its_base() {
         two_segments();
         let other = spawn(|| segment::claim().unwrap().base.addr());
         // Inside the reservation if its base were still 0.
-        assert!(!segment::contains(4096));
+        let reader = spawn(|| assert!(!segment::contains(4096)));
         let base = other.join().unwrap();
+        reader.join().unwrap();
         assert!(segment::contains(base) && !segment::contains(4096));
     });
 }
@@ -329,6 +330,32 @@ fn a_segment_is_taken_over_while_a_block_of_its_dead_owner_is_freed() {
         last.debug_check();
     });
     assert!(reused.count() > 0 && live.count() > 0);
+}
+
+#[test]
+fn a_segment_is_whole_when_it_is_given_back() {
+    let taken = Seen::new();
+    let seen = taken.clone();
+    check_within(2, move || {
+        two_segments();
+        let mut first = heap();
+        let a = block(&mut first, 48);
+        let index = first.segment_index();
+        let ender = spawn(move || end(first));
+        let seen = seen.clone();
+        let taker = spawn(move || {
+            let mut next = heap();
+            if next.segment_index() == index {
+                seen.happened();
+                assert_ne!(block(&mut next, 48), a, "given to two");
+                next.debug_check();
+            }
+            end(next);
+        });
+        ender.join().unwrap();
+        taker.join().unwrap();
+    });
+    assert!(taken.count() > 0);
 }
 
 #[test]
@@ -403,26 +430,31 @@ fn no_flag_of_freed_spans_is_lost() {
     check(move || {
         two_segments();
         let mut heap = heap();
-        let blocks = [0, 1].map(|_| block(&mut heap, 9_000));
+        // Each has its bit in a word of its own.
+        let blocks = [0, 1].map(|_| block(&mut heap, 70_000));
         let freers = blocks.map(|a| {
             spawn(move || {
                 touch(a);
-                assert_eq!(thread::free_remote(a, 9_000), Outcome::Done);
+                assert_eq!(thread::free_remote(a, 70_000), Outcome::Done);
             })
         });
         // A fold in the middle takes the flag of both, and perhaps the bit of neither, of one or of both.
-        if heap.used_units() < 18 {
-            seen.happened();
-        }
-        for freer in freers {
-            freer.join().unwrap();
-        }
-        assert_eq!(
-            heap.used_units(),
-            0,
-            "a flag was lost: nobody would fold the span again"
-        );
-        heap.debug_check();
+        let seen = seen.clone();
+        let folder = spawn(move || {
+            if heap.used_units() < 2 * 69 {
+                seen.happened();
+            }
+            for freer in freers {
+                freer.join().unwrap();
+            }
+            assert_eq!(
+                heap.used_units(),
+                0,
+                "a flag was lost: nobody would fold the span again"
+            );
+            heap.debug_check();
+        });
+        folder.join().unwrap();
     });
     assert!(early.count() > 0);
 }
@@ -440,6 +472,11 @@ fn a_span_freed_by_its_owner_and_by_another_thread_is_free_once() {
         let others = freer.join().unwrap();
         assert!(mine == Freed::Yes || others == Outcome::Done);
         assert_eq!(heap.used_units(), 20);
+        heap.debug_check();
+        // Nothing of it is left that would free who has the place next.
+        let (_c, d) = (block(&mut heap, 20_000), block(&mut heap, 20_000));
+        assert_eq!(thread::free_remote(d, 20_000), Outcome::Done);
+        assert_eq!(heap.used_units(), 40);
         heap.debug_check();
     });
 }
@@ -523,14 +560,38 @@ fn a_shared_pool_gives_no_slot_to_two_threads() {
             touch(two.0.addr());
             addr
         };
-        let other = spawn(work);
-        let mine = work();
-        if other.join().unwrap() == mine {
+        let (one, other) = (spawn(work), spawn(work));
+        if one.join().unwrap() == other.join().unwrap() {
             seen.happened();
         }
         assert_eq!(POOL.len(), 0);
     });
     assert!(reused.count() > 0);
+}
+
+#[test]
+fn a_slot_of_a_shared_pool_is_free_when_its_value_is_dropped() {
+    static POOL: crate::SharedPool<Item> = crate::SharedPool::new();
+    let passed_on = Seen::new();
+    let handed = passed_on.clone();
+    check(move || {
+        assert_eq!(POOL.len(), 0);
+        let one = POOL.alloc(Item(Tracked, 0));
+        let place = one.0.addr();
+        touch(place);
+        let giver = spawn(move || drop(one));
+        let taker = spawn(move || {
+            let two = POOL.alloc(Item(Tracked, 3));
+            touch(two.0.addr());
+            two.0.addr() == place
+        });
+        giver.join().unwrap();
+        if taker.join().unwrap() {
+            handed.happened();
+        }
+        assert_eq!(POOL.len(), 0);
+    });
+    assert!(passed_on.count() > 0);
 }
 
 /// There is one tensor arena, so one model of it at a time.
