@@ -423,40 +423,54 @@ fn what_a_remote_free_of_a_span_did_comes_before_the_next_use() {
     assert!(reused.count() > 0 && not_yet.count() > 0);
 }
 
-#[test]
-fn no_flag_of_freed_spans_is_lost() {
+/// Two threads free a span of `size` bytes each, of `units` units, while their owner folds and uses what it finds.
+fn two_free_spans_while_their_owner_folds(size: usize, units: usize) {
     let early = Seen::new();
     let seen = early.clone();
     check(move || {
         two_segments();
         let mut heap = heap();
-        // Each has its bit in a word of its own.
-        let blocks = [0, 1].map(|_| block(&mut heap, 70_000));
+        let blocks = [0, 1].map(|_| block(&mut heap, size));
         let freers = blocks.map(|a| {
             spawn(move || {
                 touch(a);
-                assert_eq!(thread::free_remote(a, 70_000), Outcome::Done);
+                assert_eq!(thread::free_remote(a, size), Outcome::Done);
             })
         });
-        // A fold in the middle takes the flag of both, and perhaps the bit of neither, of one or of both.
         let seen = seen.clone();
         let folder = spawn(move || {
-            if heap.used_units() < 2 * 69 {
+            // A fold in the middle takes the flag of both, and perhaps the bit of neither, of one or of both.
+            if heap.used_units() < 2 * units {
                 seen.happened();
             }
+            let reused = block(&mut heap, size);
+            touch(reused);
             for freer in freers {
                 freer.join().unwrap();
             }
+            assert_eq!(heap.free(reused, size), Freed::Yes);
             assert_eq!(
                 heap.used_units(),
                 0,
-                "a flag was lost: nobody would fold the span again"
+                "a flag or a bit was lost: nobody would fold the span again"
             );
             heap.debug_check();
         });
         folder.join().unwrap();
     });
     assert!(early.count() > 0);
+}
+
+#[test]
+fn no_flag_of_freed_spans_is_lost() {
+    // Each has its bit in a word of its own.
+    two_free_spans_while_their_owner_folds(70_000, 69);
+}
+
+#[test]
+fn no_bit_of_freed_spans_is_lost() {
+    // Both have their bits in one word.
+    two_free_spans_while_their_owner_folds(9_000, 9);
 }
 
 #[test]
