@@ -12,9 +12,9 @@
 //! **Two lanes.** Blocks below 64 bytes and blocks from 64 bytes on are bumped in a hole each: neither needs a gap to be
 //! aligned, and small escapees, which are most, do not break up the stretch that a step's other blocks walk.
 //!
-//! **What the inline paths see.** A lane's `end` is its hole's `limit` while the thread is in a scope, 0 outside (nothing
-//! fits below 0), and 1 where the slow path must be taken. `base` and `len` are the small area for local frees. While a
-//! scope counts, position, end and area are masked so that every call takes the slow path.
+//! **What the inline paths see.** `active` says whether the thread is in a scope; each lane has the position and the limit
+//! of its hole. `base` and `len` are the small area for local frees. While a scope counts, positions and area are masked
+//! so that every call takes the slow path.
 //!
 //! **Where the next hole comes from**, in this order: the free granules right behind the current one; the next run of
 //! free granules from the search mark on; if enough was allocated since the last look to pay for one, and less than two
@@ -82,8 +82,10 @@ pub enum Kind {
 #[repr(C, align(64))]
 struct Frame {
     serial: u64,
-    /// Position and `debt` of each lane; the position is 1 where there was no segment.
-    at: [(usize, i64); LANES],
+    /// Position of each lane; 1 where there was no segment.
+    at: [usize; LANES],
+    /// `debt` of each lane. Written by the first slow path after entering, before it changes: see `note_debts`.
+    debts: [i64; LANES],
     kind: Kind,
     /// Whether the thread was in a scope, not suspended, when it came in.
     was_active: bool,
@@ -94,7 +96,8 @@ struct Frame {
 impl Frame {
     const NONE: Frame = Frame {
         serial: 0,
-        at: [(1, 0); LANES],
+        at: [1; LANES],
+        debts: [0; LANES],
         kind: Kind::Scope,
         was_active: false,
         suspended: 0,
@@ -106,24 +109,25 @@ const LANES: usize = 2;
 /// In place of a lane, where searches are paid for: blocks over 1 KiB. Their walks are counted to lane 1.
 const LONG: usize = LANES;
 
+/// A position behind every limit, to which no block can be added and at which none ends.
+const MASKED: usize = usize::MAX - 4 * SHORT_MAX;
+
 /// Where one kind of blocks is bumped. With a segment `[pos, limit)` is its hole, perhaps empty: then both are the mark
 /// from which the next is searched. In lane 1 both are multiples of 64.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct Lane {
-    /// Address of the next block; 1 without a segment or while counting, 0 after the thread's end.
+    /// Address of the next block; 1 without a segment, 0 after the thread's end, `MASKED` while counting.
     pos: usize,
-    /// Bytes walked in search of holes, less `WALK_SHARE` times the bytes found, plus as much for each address up to the
-    /// limit: less `WALK_SHARE` times the position it is what was walked less what was paid for.
-    debt: i64,
-    /// What the inline path may fill: the limit, 0 outside scopes, or 1 to send it to the slow path.
-    end: usize,
+    /// Address of the hole's end.
+    limit: usize,
     /// One less than the grain, bytes: with the size less one it makes the block's last byte.
     mask: usize,
     /// The grain in bytes: the most alignment that the inline path serves.
     align: usize,
-    /// Address of the hole's end.
-    limit: usize,
+    /// Bytes walked in search of holes, less `WALK_SHARE` times the bytes found, plus as much for each address up to the
+    /// limit: less `WALK_SHARE` times the position it is what was walked less what was paid for. Only slow paths change it.
+    debt: i64,
     /// Where the hole began; a hint.
     start: usize,
     /// The position, while it is masked.
@@ -134,11 +138,10 @@ impl Lane {
     const fn new(index: usize) -> Lane {
         Lane {
             pos: 1,
-            debt: 0,
-            end: 0,
+            limit: 1,
             mask: grain(index).wrapping_mul(GRANULE).wrapping_sub(1),
             align: grain(index).wrapping_mul(GRANULE),
-            limit: 1,
+            debt: 0,
             start: 1,
             parked: 1,
         }
@@ -223,9 +226,12 @@ pub struct Heap {
     pub live: *const AtomicU64,
     /// Not 0: entering and leaving take the slow path (a scope counts, or an extent deeper than the table is open).
     special: u32,
+    /// Whether the thread is in a scope that is not suspended.
     active: bool,
     depth: usize,
     serial: u64,
+    /// The serial of the last frame whose `debts` are written.
+    noted: u64,
     frames: [Frame; FRAMES],
     /// Scopes deeper than the table.
     deeper: u32,
@@ -249,6 +255,12 @@ pub struct Heap {
     ticks: u32,
     tick_millis: u64,
     tick_entered: u64,
+}
+
+/// What `divert` hid.
+pub struct Diverted {
+    active: bool,
+    positions: [usize; LANES],
 }
 
 /// What the inline half of allocation came to.
@@ -294,6 +306,7 @@ impl Heap {
             active: false,
             depth: 0,
             serial: 0,
+            noted: 0,
             frames: [Frame::NONE; FRAMES],
             deeper: 0,
             suspensions: 0,
@@ -373,7 +386,7 @@ impl Heap {
         (self.depth, self.deeper, self.counting, self.active) = (0, 0, 0, false);
         self.suspensions = 0;
         for lane in &mut self.lanes {
-            (lane.pos, lane.end, lane.limit, lane.start) = (0, 0, 0, 0);
+            (lane.pos, lane.limit, lane.start) = (0, 0, 0);
         }
         (self.base, self.len) = (0, 0);
         let segment = self.segment?;
@@ -411,8 +424,11 @@ impl Heap {
 
     // ---- Masking ----
 
-    /// Puts the real positions and area into the fields of the inline paths.
+    /// Puts the real positions and area into the fields of the inline paths. Every slow path begins so.
     fn show(&mut self) {
+        if self.noted != self.serial {
+            self.note_debts();
+        }
         if self.is_masked() {
             for lane in &mut self.lanes {
                 lane.pos = lane.parked;
@@ -426,19 +442,10 @@ impl Heap {
 
     /// Masks what the state says must be masked; undoes `show`.
     fn hide(&mut self) {
-        let masked = self.is_masked();
-        for lane in &mut self.lanes {
-            lane.end = match (self.active, masked) {
-                (false, _) => 0,
-                (true, false) => lane.limit,
-                (true, true) => 1,
-            };
-            if masked {
-                lane.parked = lane.pos;
-                lane.pos = 1;
+        if self.is_masked() {
+            for lane in &mut self.lanes {
+                lane.parked = core::mem::replace(&mut lane.pos, MASKED);
             }
-        }
-        if masked {
             (self.base, self.len) = (0, 0);
         }
         self.note_special();
@@ -466,23 +473,37 @@ impl Heap {
         self.counting != 0
     }
 
-    /// Sends every allocation to the slow path, scope or not, until the ends returned are put back.
-    pub fn divert(&mut self) -> [usize; LANES] {
-        let mut ends = [0; LANES];
-        for (lane, end) in self.lanes.iter_mut().zip(&mut ends) {
-            *end = core::mem::replace(&mut lane.end, 1);
-        }
-        ends
+    /// Sends every allocation to the slow path, scope or not, until what is returned is put back. Nothing may be freed
+    /// or made by this heap meanwhile.
+    pub fn divert(&mut self) -> Diverted {
+        let active = core::mem::replace(&mut self.active, true);
+        let positions = self.lanes.each_mut().map(|lane| core::mem::replace(&mut lane.pos, MASKED));
+        Diverted { active, positions }
     }
 
     /// Ends what `divert` began.
-    pub fn undivert(&mut self, ends: [usize; LANES]) {
-        for (lane, end) in self.lanes.iter_mut().zip(ends) {
-            lane.end = end;
+    pub fn undivert(&mut self, diverted: Diverted) {
+        self.active = diverted.active;
+        for (lane, pos) in self.lanes.iter_mut().zip(diverted.positions) {
+            lane.pos = pos;
         }
     }
 
     // ---- Frames ----
+
+    /// Gives the frames that were pushed since the last slow path the `debts` of now, which are those of when they were
+    /// pushed: entering has four words less to copy.
+    #[cold]
+    fn note_debts(&mut self) {
+        let debts = self.lanes.map(|lane| lane.debt);
+        for frame in self.frames.iter_mut().take(self.depth).rev() {
+            if frame.serial <= self.noted {
+                break;
+            }
+            frame.debts = debts;
+        }
+        self.noted = self.serial;
+    }
 
     /// Opens a scope.
     #[inline]
@@ -490,12 +511,7 @@ impl Heap {
         if self.special != 0 || self.depth >= FRAMES {
             return self.enter_slow(Kind::Scope);
         }
-        let was_active = self.active;
-        if !was_active {
-            self.lanes[0].end = self.lanes[0].limit;
-            self.lanes[1].end = self.lanes[1].limit;
-            self.active = true;
-        }
+        let was_active = core::mem::replace(&mut self.active, true);
         self.push(Kind::Scope, was_active)
     }
 
@@ -504,10 +520,8 @@ impl Heap {
         self.serial = self.serial.wrapping_add(1);
         let frame = Frame {
             serial: self.serial,
-            at: [
-                (self.lanes[0].pos, self.lanes[0].debt),
-                (self.lanes[1].pos, self.lanes[1].debt),
-            ],
+            at: [self.lanes[0].pos, self.lanes[1].pos],
+            debts: [0; LANES],
             kind,
             was_active,
             suspended: 0,
@@ -574,13 +588,9 @@ impl Heap {
                 ..
             }) = self.frames.get(ticket.index)
             {
-                if serial == ticket.serial && at[0].0 == self.lanes[0].pos && at[1].0 == self.lanes[1].pos {
+                if serial == ticket.serial && at[0] == self.lanes[0].pos && at[1] == self.lanes[1].pos {
                     self.depth = ticket.index;
-                    if !was_active {
-                        self.lanes[0].end = 0;
-                        self.lanes[1].end = 0;
-                        self.active = false;
-                    }
+                    self.active = was_active;
                     return;
                 }
             }
@@ -626,10 +636,8 @@ impl Heap {
         let Some(closing) = self.find(ticket.index, ticket.serial) else {
             return;
         };
-        let Some(&frame) = self.frames.get(closing) else {
-            return;
-        };
         self.show();
+        let frame = self.frames.get(closing).copied().unwrap_or(Frame::NONE);
         let mut kept = closing;
         for index in closing..self.depth {
             let Some(&above) = self.frames.get(index) else { break };
@@ -688,7 +696,9 @@ impl Heap {
 
     /// Takes the hole that begins where the frame began, as far as its memory is free.
     fn go_back(&mut self, index: usize, frame: &Frame) {
-        let (Some(&lane), Some(&(pos, debt))) = (self.lanes.get(index), frame.at.get(index)) else {
+        let (Some(&lane), Some(&pos), Some(&debt)) =
+            (self.lanes.get(index), frame.at.get(index), frame.debts.get(index))
+        else {
             return;
         };
         let now = lane.debt.wrapping_sub(price(lane.pos));
@@ -832,7 +842,7 @@ impl Heap {
     /// The inline half of allocation: short blocks of common alignment that fit the hole, in a scope.
     #[inline(always)]
     pub fn bump(&mut self, size: usize, align: usize) -> Bumped {
-        if self.lanes[0].end == 0 {
+        if !self.active {
             return Bumped::Outside;
         }
         let less_one = size.wrapping_sub(1);
@@ -842,7 +852,7 @@ impl Heap {
         let lane = &mut self.lanes[lane_of(less_one)];
         let at = lane.pos;
         let end = at.wrapping_add(less_one | lane.mask).wrapping_add(1);
-        if end > lane.end {
+        if end > lane.limit {
             return Bumped::No;
         }
         if align > lane.align {

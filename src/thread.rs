@@ -124,9 +124,12 @@ impl Drop for Hook {
 /// Runs `f` on the thread's heap.
 #[inline(always)]
 pub fn with_heap<R>(f: impl FnOnce(&mut Heap) -> R) -> R {
-    // SAFETY: the slot is this thread's. No closure handed in here calls an allocator, std or user code (the file's
-    // head), so no second borrow can begin while this one lives; signal handlers must not allocate, as ever.
-    SLOT.with(|slot| f(unsafe { &mut *slot.heap.get() }))
+    // `with` is inlined for a closure as short as this one, but is not promised to be: it must not hold `f`.
+    let heap = SLOT.with(|slot| slot.heap.get());
+    // SAFETY: the slot is this thread's and has no destructor. No closure handed in here calls an allocator, std or user
+    // code (the file's head), so no second borrow can begin while this one lives; signal handlers must not allocate, as
+    // ever.
+    f(unsafe { &mut *heap })
 }
 
 /// Claims a segment if the thread has none.
@@ -580,11 +583,11 @@ pub fn leave_counted(opened: &Opened) -> Option<Seen> {
 /// Asks whether `request`, which allocates through the program's global allocator, comes through here.
 pub fn sees(request: impl FnOnce()) -> bool {
     SLOT.with(|slot| {
-        let ends = with_heap(Heap::divert);
+        let diverted = with_heap(Heap::divert);
         slot.probe.set(Probe::Waiting);
         request();
         let seen = slot.probe.replace(Probe::Off) == Probe::Seen;
-        with_heap(|heap| heap.undivert(ends));
+        with_heap(|heap| heap.undivert(diverted));
         seen
     })
 }
