@@ -30,11 +30,11 @@ use crate::align::{align_down, align_up, CACHE_LINE};
 use crate::guard::{self, CHECKED};
 use crate::hint::unlikely;
 use crate::layout::{
-    granules, scope_align, units, SegmentLayout, CHUNK_GRANULES, GRANULE, GUARD, HOLE_MAX, LINE_FROM, SHORT_MAX,
+    granules, scope_align, units, SegmentLayout, CHUNK, CHUNK_GRANULES, GRANULE, GUARD, HOLE_MAX, LINE_FROM, SHORT_MAX,
     SMALL_ALIGN_MAX, SMALL_MAX, UNIT, WORD_GRANULES,
 };
 use crate::live_map::{by_address, clear_short, LiveMap};
-use crate::marks::Marks;
+use crate::marks::{Marks, Which};
 use crate::segment::{Segment, SmallState};
 use crate::spans::{Refused, Spans, COMMIT_FIRST, COMMIT_MOST};
 use crate::sync::{AtomicU64, AtomicUsize, Ordering};
@@ -63,6 +63,10 @@ const TICK_CALLS: u32 = 32;
 const TICK_MILLIS: u64 = 1_000;
 const TICK_STEPS: u64 = 4;
 const TICK_MOST_MILLIS: u64 = 30_000;
+/// What is held is compared with what lives whenever an eighth of it has been used that was clean, at least this much.
+const LOOK_CHUNKS: usize = (8 << 20) / CHUNK;
+/// Free pages are given back then if no more than this share of what is held lives.
+const HELD: (usize, usize) = (5, 8);
 
 /// What kind of extent a frame stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -255,6 +259,12 @@ pub struct Heap {
     ticks: u32,
     tick_millis: u64,
     tick_entered: u64,
+    /// Chunks used in the small area that were clean, since the last look at what is held, and at how many of both areas the
+    /// next is due.
+    dirtied: usize,
+    look_at: usize,
+    /// The scope whose growth had free pages given back; 0 once an interval has ended since.
+    gave_up_in: u64,
 }
 
 /// What `divert` hid.
@@ -324,6 +334,9 @@ impl Heap {
             ticks: 0,
             tick_millis: 0,
             tick_entered: 0,
+            dirtied: 0,
+            look_at: LOOK_CHUNKS,
+            gave_up_in: 0,
         }
     }
 
@@ -390,7 +403,7 @@ impl Heap {
         }
         (self.base, self.len) = (0, 0);
         let segment = self.segment?;
-        self.discard(false, false);
+        self.discard(Which::All, false);
         self.forget_if_empty();
         self.publish();
         // SAFETY: the header is committed, and only the owner reads or writes `kept`.
@@ -807,8 +820,8 @@ impl Heap {
         self.pay(index, count);
         let lane = &mut self.lanes[index.min(LANES - 1)];
         lane.debt = lane.debt.wrapping_sub(price(count.wrapping_mul(GRANULE)));
-        self.marks
-            .touch(start / CHUNK_GRANULES, end.wrapping_sub(1) / CHUNK_GRANULES);
+        let (first, last) = (start / CHUNK_GRANULES, end.wrapping_sub(1) / CHUNK_GRANULES);
+        self.dirtied = self.dirtied.wrapping_add(self.marks.touch(first, last));
     }
 
     /// Ends the lane's hole: `[pos, limit)` is free (H2). Its limit stays as the mark.
@@ -1334,6 +1347,9 @@ impl Heap {
 
     /// Ends an interval of use marks when it is time, and gives back what has aged.
     fn tick(&mut self) {
+        if self.dirtied.wrapping_add(self.spans.dirtied) >= self.look_at {
+            self.look_at_held();
+        }
         self.ticks = self.ticks.wrapping_add(1);
         if self.ticks % TICK_CALLS != 0 {
             return;
@@ -1349,40 +1365,70 @@ impl Heap {
         if first {
             return;
         }
-        self.discard(true, false);
+        self.gave_up_in = 0;
+        self.discard(Which::Aged, false);
         self.marks.age(self.small.high.div_ceil(CHUNK_GRANULES));
         self.spans.age();
     }
 
-    /// Gives pages of free memory back, all or the aged; the bytes that were resident, if asked for.
-    fn discard(&mut self, only_aged: bool, count_resident: bool) -> usize {
-        let spans = self.spans.discard_free(only_aged, count_resident);
-        spans.wrapping_add(self.discard_small(only_aged, count_resident))
+    /// Gives all free pages back where the areas take up more and more though little of what they hold lives: sizes
+    /// have drifted, and the clock would see that too late. Once an interval, or as often as it takes within one scope:
+    /// steps that use one area and then the other must not be made to fault each time.
+    #[cold]
+    fn look_at_held(&mut self) {
+        let chunks = self.small.high.div_ceil(CHUNK_GRANULES);
+        let held = self.marks.count_dirty(chunks).wrapping_add(self.spans.count_dirty());
+        (self.dirtied, self.spans.dirtied) = (0, 0);
+        self.look_at = LOOK_CHUNKS.max(held / 8);
+        if self.gave_up_in != 0 && self.gave_up_in != self.serial {
+            return;
+        }
+        let small = self.map.count(self.small.high.div_ceil(WORD_GRANULES)).wrapping_mul(GRANULE);
+        let live = small.wrapping_add(self.spans.state.used.wrapping_mul(UNIT));
+        if live.wrapping_mul(HELD.1) <= held.wrapping_mul(CHUNK).wrapping_mul(HELD.0) {
+            self.gave_up_in = self.serial;
+            self.discard(Which::Dirty, false);
+        }
     }
 
-    fn discard_small(&mut self, only_aged: bool, count_resident: bool) -> usize {
+    /// Gives pages of free memory back; the bytes that were resident, if asked for.
+    fn discard(&mut self, which: Which, count_resident: bool) -> usize {
+        let spans = self.spans.discard_free(which, count_resident);
+        spans.wrapping_add(self.discard_small(which, count_resident))
+    }
+
+    fn discard_small(&mut self, which: Which, count_resident: bool) -> usize {
         let page = sys::page_size() / GRANULE;
         let high = self.small.high;
-        let (mut given, mut run, mut at) = (0usize, 0usize, 0usize);
-        // `[run, at)` are free pages not yet given back.
+        let (mut given, mut run, mut at, mut whole) = (0usize, 0usize, 0usize, true);
+        // `[run, at)` are free pages not yet given back; `whole` says that the chunk has no others so far.
         while at < high {
             let next = at.wrapping_add(page).min(high);
             let chunk = at / CHUNK_GRANULES;
-            let asked = !only_aged || self.marks.is_aged(chunk);
+            let asked = match which {
+                Which::Aged => self.marks.is_aged(chunk),
+                Which::Dirty => self.marks.is_dirty(chunk),
+                Which::All => true,
+            };
             let free = asked && next.wrapping_sub(at) == page && self.map.first_live(at, next) == next;
             if !free {
                 given = given.wrapping_add(self.discard_run(run, at, count_resident));
                 run = next;
+                whole = false;
             }
             if !asked {
                 // Nothing of this chunk is wanted: on to the next.
                 let chunk_end = chunk.wrapping_add(1).wrapping_mul(CHUNK_GRANULES);
                 at = chunk_end.max(next);
-                run = at;
+                (run, whole) = (at, true);
             } else {
                 at = next;
                 if at % CHUNK_GRANULES == 0 || at >= high {
-                    self.marks.clean(chunk);
+                    // What ages without blocks of its own coming or going is not looked at again each time.
+                    if whole || which == Which::Aged {
+                        self.marks.clean(chunk);
+                    }
+                    whole = true;
                 }
             }
         }
@@ -1419,7 +1465,7 @@ impl Heap {
             *mark = self.granule(self.lanes[index % LANES].pos);
             self.give_up_hole(index);
         }
-        let given = self.discard(false, true);
+        let given = self.discard(Which::All, true);
         for (index, mark) in marks.into_iter().enumerate() {
             self.take_from(index, mark);
         }

@@ -3,6 +3,17 @@
 //! An interval ends when the heap says so (`age`). A chunk that was touched neither in the interval that ends nor in
 //! the one before is *aged*: no step has used it for some time. Owner only; plain memory.
 
+/// Which free pages are given back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which {
+    /// Those of chunks that no step has used for some time.
+    Aged,
+    /// Those of chunks that may have pages in memory.
+    Dirty,
+    /// All. A chunk counts as clean once its free pages were given back, though blocks lived in it that are free now.
+    All,
+}
+
 /// Three rows of words: touched in this interval, touched in the last one, perhaps resident.
 #[derive(Clone, Copy)]
 pub struct Marks {
@@ -36,17 +47,28 @@ impl Marks {
         unsafe { &mut *self.words.add(which.wrapping_mul(self.row).wrapping_add(index)) }
     }
 
-    /// Marks chunks `[first, last]` touched and dirty.
+    /// Marks chunks `[first, last]` touched and dirty; how many were clean.
     #[inline]
-    pub fn touch(&mut self, first: usize, last: usize) {
-        let mut at = first;
+    pub fn touch(&mut self, first: usize, last: usize) -> usize {
+        let (mut at, mut clean) = (first, 0usize);
         while at <= last {
             let count = (64 - at % 64).min(last.wrapping_sub(at).wrapping_add(1));
             let mask = crate::layout::low_mask(at % 64, count);
             *self.word(TOUCHED, at / 64) |= mask;
-            *self.word(DIRTY, at / 64) |= mask;
+            let dirty = self.word(DIRTY, at / 64);
+            if mask & !*dirty != 0 {
+                clean = clean.wrapping_add((mask & !*dirty).count_ones() as usize);
+                *dirty |= mask;
+            }
             at = at.wrapping_add(count);
         }
+        clean
+    }
+
+    /// How many of the first `chunks` chunks may have pages in memory.
+    pub fn count_dirty(&mut self, chunks: usize) -> usize {
+        let words = 0..chunks.div_ceil(64);
+        words.map(|index| self.word(DIRTY, index).count_ones() as usize).sum()
     }
 
     /// Whether the chunk may have pages in memory.
@@ -82,7 +104,8 @@ mod tests {
         let mut words = [0u64; 9];
         // SAFETY: nine words are three rows of three.
         let mut marks = unsafe { Marks::new(words.as_mut_ptr(), 3) };
-        marks.touch(60, 130);
+        assert_eq!((marks.touch(60, 100), marks.touch(60, 130)), (41, 30));
+        assert_eq!(marks.count_dirty(192), 71);
         assert!(!marks.is_dirty(59) && marks.is_dirty(60) && marks.is_dirty(130) && !marks.is_dirty(131));
         marks.age(192);
         assert!(!marks.is_aged(100));
@@ -90,7 +113,7 @@ mod tests {
         assert!(marks.is_aged(100) && !marks.is_aged(59));
         marks.clean(100);
         assert!(!marks.is_aged(100) && marks.is_aged(101));
-        marks.touch(101, 101);
+        assert_eq!((marks.touch(100, 101), marks.count_dirty(192)), (1, 71));
         assert!(!marks.is_aged(101));
     }
 }

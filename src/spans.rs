@@ -25,7 +25,7 @@
 
 use crate::align::{align_down, align_up, units_for};
 use crate::layout::{CHUNK, CHUNK_UNITS, REGION_BYTES, REGION_UNITS, UNIT};
-use crate::marks::Marks;
+use crate::marks::{Marks, Which};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::sys;
 
@@ -119,6 +119,8 @@ pub struct Spans {
     limit: usize,
     /// See [`SpanState`].
     pub state: SpanState,
+    /// Chunks used that were clean, since somebody set it to 0.
+    pub dirtied: usize,
 }
 
 impl Spans {
@@ -135,6 +137,7 @@ impl Spans {
             tables: 0,
             used: 0,
         },
+        dirtied: 0,
     };
 
     /// The spans whose region records begin at `tables`, maxima by region at `longest`, area of `limit` units at `base`.
@@ -157,6 +160,7 @@ impl Spans {
             base,
             limit,
             state,
+            dirtied: 0,
         }
     }
 
@@ -193,27 +197,25 @@ impl Spans {
         self.region(unit / REGION_UNITS).free_len[entry] as usize
     }
 
-    /// Writes a head's free length and carries the maxima up as far as they change.
+    /// Writes a head's free length and carries the maxima up as far as they change. Where one length comes and one goes,
+    /// the longer first: the group's maximum then is not looked for between the two.
     fn set_free_len(&mut self, unit: usize, value: u32) {
         let index = unit / REGION_UNITS;
         let entry = unit % REGION_UNITS;
+        let longest = self.longest;
         let region = self.region(index);
-        region.free_len[entry] = value;
+        let old = core::mem::replace(&mut region.free_len[entry], value);
         let line = entry / FAN;
-        let most = longest_of(&region.free_len, line);
-        if region.longest16[line] == most {
+        let Some((old, value)) = raise(&mut region.longest16[line], old, value, &region.free_len, line) else {
             return;
-        }
-        region.longest16[line] = most;
+        };
         let block = line / FAN;
-        let most = longest_of(&region.longest16, block);
-        if region.longest256[block] == most {
+        let Some((old, value)) = raise(&mut region.longest256[block], old, value, &region.longest16, block) else {
             return;
-        }
-        region.longest256[block] = most;
-        let most = longest_of(&region.longest256, 0);
-        // SAFETY: an entry for each region of the area is committed at `longest`.
-        unsafe { *self.longest.add(index) = most };
+        };
+        // SAFETY: an entry for each region of the area is committed at `longest`, and the owner's alone.
+        let most = unsafe { &mut *longest.add(index) };
+        raise(most, old, value, &region.longest256, 0);
     }
 
     fn put_free(&mut self, head: usize, count: usize) {
@@ -228,25 +230,21 @@ impl Spans {
 
     /// Makes `[head, head + count)` free and merges it with free neighbours.
     fn release(&mut self, head: usize, count: usize) {
-        let (mut head, mut count) = (head, count);
-        let next = head.wrapping_add(count);
-        if next < self.state.top {
-            let free = self.free_len(next);
-            if free != 0 {
-                self.take_free(next, free);
-                count = count.wrapping_add(free);
-            }
-        }
+        let (next, before) = (head.wrapping_add(count), head.wrapping_sub(1));
+        let behind = if next < self.state.top { self.free_len(next) } else { 0 };
+        let (mut head, mut count) = (head, count.wrapping_add(behind));
         if head > 0 {
-            let before = self.length(head.wrapping_sub(1));
-            if before & TAIL != 0 {
-                let free = (before & LENGTH) as usize;
-                head = head.wrapping_sub(free);
-                self.take_free(head, free);
-                count = count.wrapping_add(free);
+            let tail = self.length(before);
+            if tail & TAIL != 0 {
+                let free = (tail & LENGTH) as usize;
+                self.set_length(before, 0);
+                (head, count) = (head.wrapping_sub(free), count.wrapping_add(free));
             }
         }
         self.put_free(head, count);
+        if behind != 0 {
+            self.set_free_len(next, 0);
+        }
     }
 
     /// The lowest free span of at least `count` units.
@@ -281,14 +279,17 @@ impl Spans {
         }
         if let Some(head) = self.first_fit(count.wrapping_add(slack)) {
             let free = self.free_len(head);
-            self.take_free(head, free);
             let unit = self.align_unit(head, align);
             let (end, free_end) = (unit.wrapping_add(count), head.wrapping_add(free));
-            if unit > head {
-                self.put_free(head, unit.wrapping_sub(head));
-            }
             if free_end > end {
                 self.put_free(end, free_end.wrapping_sub(end));
+            } else {
+                self.set_length(free_end.wrapping_sub(1), 0);
+            }
+            if unit > head {
+                self.put_free(head, unit.wrapping_sub(head));
+            } else {
+                self.set_free_len(head, 0);
             }
             self.mark_used(unit, count);
             return Ok(Made { unit, dirty: count });
@@ -345,7 +346,8 @@ impl Spans {
         while at <= last {
             let region = at / REGION_CHUNKS;
             let end = (region.wrapping_add(1).wrapping_mul(REGION_CHUNKS).wrapping_sub(1)).min(last);
-            self.marks(region).touch(at % REGION_CHUNKS, end % REGION_CHUNKS);
+            let clean = self.marks(region).touch(at % REGION_CHUNKS, end % REGION_CHUNKS);
+            self.dirtied = self.dirtied.wrapping_add(clean);
             at = end.wrapping_add(1);
         }
     }
@@ -502,11 +504,13 @@ impl Spans {
         if end > free_end && (free_end != top || self.extend(end).is_err()) {
             return None;
         }
-        if free != 0 {
-            self.take_free(next, free);
-            if free_end > end {
-                self.put_free(end, free_end.wrapping_sub(end));
+        if free_end > end {
+            self.put_free(end, free_end.wrapping_sub(end));
+            if end != next {
+                self.set_free_len(next, 0);
             }
+        } else if free != 0 {
+            self.take_free(next, free);
         }
         self.set_length(unit, USED | count as u32);
         self.state.used = self.state.used.wrapping_add(count.wrapping_sub(old));
@@ -527,8 +531,8 @@ impl Spans {
         }
     }
 
-    /// Gives pages of free spans back: all of them, or those of aged chunks only. Returns the bytes that were resident.
-    pub fn discard_free(&mut self, only_aged: bool, count_resident: bool) -> usize {
+    /// Gives pages of free spans back. Returns the bytes that were resident, if asked for.
+    pub fn discard_free(&mut self, which: Which, count_resident: bool) -> usize {
         self.fold();
         let mut given = 0usize;
         let mut unit = 0usize;
@@ -548,7 +552,7 @@ impl Spans {
                 let mut run_end = at;
                 // Gather neighbouring chunks into one call.
                 let mut next_end = chunk_end;
-                while run_end < end && self.may_discard(run_end, next_end, only_aged) {
+                while run_end < end && self.may_discard(run_end, next_end, which) {
                     run_end = next_end;
                     next_end = run_end.wrapping_add(CHUNK_UNITS).min(end);
                 }
@@ -564,11 +568,11 @@ impl Spans {
         given
     }
 
-    fn may_discard(&mut self, from: usize, to: usize, only_aged: bool) -> bool {
+    fn may_discard(&mut self, from: usize, to: usize, which: Which) -> bool {
         let chunk = from / CHUNK_UNITS;
         let mut marks = self.marks(chunk / REGION_CHUNKS);
         let inner = chunk % REGION_CHUNKS;
-        if only_aged {
+        if which == Which::Aged {
             to.wrapping_sub(from) == CHUNK_UNITS && marks.is_aged(inner)
         } else {
             marks.is_dirty(inner)
@@ -595,6 +599,12 @@ impl Spans {
             self.marks(chunk / REGION_CHUNKS).clean(chunk % REGION_CHUNKS);
         }
         resident
+    }
+
+    /// Chunks that may have pages in memory.
+    pub fn count_dirty(&mut self) -> usize {
+        let regions = 0..units_for(self.state.top, REGION_UNITS);
+        regions.map(|region| self.marks(region).count_dirty(REGION_CHUNKS)).sum()
     }
 
     /// Ends an interval of use marks.
@@ -654,26 +664,46 @@ impl Spans {
 /// Chunks of a region.
 const REGION_CHUNKS: usize = REGION_UNITS * UNIT / CHUNK;
 
+/// Group `group` of the entries: one cache line of them.
+#[inline(always)]
+fn group(entries: &[u32], group: usize) -> &[u32; FAN] {
+    // No table ends inside a group, and no group is asked for behind a table; what is returned then keeps this free of a
+    // panic.
+    const NONE: &[u32; FAN] = &[0; FAN];
+    let from = entries.get(group.wrapping_mul(FAN)..).unwrap_or(NONE);
+    from.first_chunk().unwrap_or(NONE)
+}
+
 /// The largest of the sixteen entries of group `group`.
 #[inline]
-fn longest_of(entries: &[u32], group: usize) -> u32 {
-    let mut most = 0;
-    for &entry in entries.iter().skip(group.wrapping_mul(FAN)).take(FAN) {
-        most = most.max(entry);
+fn longest_of(entries: &[u32], at: usize) -> u32 {
+    group(entries, at).iter().fold(0, |most, &entry| most.max(entry))
+}
+
+/// Brings the maximum of group `group` up to date, where one of its entries went from `old` to `value`; the maximum before
+/// and after, `None` where it stays. All are looked at only where the largest has gone.
+#[inline(always)]
+fn raise(most: &mut u32, old: u32, value: u32, entries: &[u32], group: usize) -> Option<(u32, u32)> {
+    let before = *most;
+    let now = if value >= before {
+        value
+    } else if old < before {
+        return None;
+    } else {
+        longest_of(entries, group)
+    };
+    if now == before {
+        return None;
     }
-    most
+    *most = now;
+    Some((before, now))
 }
 
 /// The first entry of group `group` that is at least `wanted`.
 #[inline]
-fn first_of(entries: &[u32], group: usize, wanted: u32) -> Option<usize> {
-    let start = group.wrapping_mul(FAN);
-    entries
-        .iter()
-        .skip(start)
-        .take(FAN)
-        .position(|&entry| entry >= wanted)
-        .map(|at| start.wrapping_add(at))
+fn first_of(entries: &[u32], at: usize, wanted: u32) -> Option<usize> {
+    let found = group(entries, at).iter().position(|&entry| entry >= wanted)?;
+    Some(at.wrapping_mul(FAN).wrapping_add(found))
 }
 
 /// Frees the used span at `unit` from a thread that does not own the segment (H3, H5); `false` for a double free.

@@ -281,6 +281,48 @@ fn memory_that_no_step_uses_comes_back_without_a_call() {
 #[cfg(all(target_os = "linux", not(stepalloc_small_space)))]
 #[test]
 #[serial]
+fn what_sizes_that_drift_leave_behind_comes_back_within_the_step() {
+    in_thread(|| {
+        trim();
+        let start = resident();
+        arena_scope(|| {
+            drop((0..40_000).map(|_| Block::new(1_000, 8)).collect::<Vec<_>>());
+            let large: Vec<Block> = (0..60).map(|_| Block::new(1 << 20, 64)).collect();
+            let held = resident() - start;
+            assert!(held > 60 << 20, "the blocks are written");
+            assert!(held < 75 << 20, "{} MiB for 60 that live", held >> 20);
+            drop(large);
+            drop((0..60_000).map(|_| Block::new(1_000, 8)).collect::<Vec<_>>());
+            let held = resident() - start;
+            assert!(held < 80 << 20, "{} MiB for 60 that lived last", held >> 20);
+        });
+    });
+}
+
+#[cfg(all(target_os = "linux", not(stepalloc_small_space)))]
+#[test]
+#[serial]
+fn steps_that_use_one_area_and_then_the_other_keep_both() {
+    const STEPS: u64 = 20;
+    in_thread(|| {
+        let step = || {
+            arena_scope(|| {
+                drop((0..20_000).map(|_| Block::new(1_000, 8)).collect::<Vec<_>>());
+                drop((0..20).map(|_| Block::new(1 << 20, 64)).collect::<Vec<_>>());
+            });
+        };
+        (0..3).for_each(|_| step());
+        let before = support::faults();
+        (0..STEPS).for_each(|_| step());
+        let faults = support::faults() - before;
+        // Given back in each step it would be 5,000 pages a step at least; once an interval is four steps or more.
+        assert!(faults < STEPS * 2_500, "{faults} in {STEPS} steps");
+    });
+}
+
+#[cfg(all(target_os = "linux", not(stepalloc_small_space)))]
+#[test]
+#[serial]
 fn steps_that_go_on_keep_their_memory() {
     in_thread(|| {
         let step = || {
