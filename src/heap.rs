@@ -1,4 +1,4 @@
-//! A thread's arena: bump, free, reallocate, and the frames that scopes leave on it. Knows no threads and no globals.
+//! A thread's arena: bump, free, reallocate. Knows no threads and no globals.
 //!
 //! **Invariants.** H1, H2 and H4 (with `live_map`), H5 (with `spans`), H8: frames are a stack, a ticket acts only while
 //! its frame is there with its serial. **Consequence.** Frames say where to look for the next hole; the look reads the
@@ -16,98 +16,36 @@
 //! of its hole. `base` and `len` are the small area for local frees. While a scope counts, positions and area are masked
 //! so that every call takes the slow path.
 //!
-//! **Where the next hole comes from**, in this order: the free granules right behind the current one; the next run of
-//! free granules from the search mark on; if enough was allocated since the last look to pay for one, and less than two
-//! thirds of the area are live, the area's start; else memory never used. Blocks over 1 KiB that do not fit the hole
-//! are placed by a search of their own, so that they do not cost the small ones their hole.
-//!
-//! **What leaving does.** The hole is given up and taken again from where the scope began, cut at the first live
-//! granule. A step so walks the same warm memory each time. If escapees have made that stretch so dense that the
-//! scope had to walk many times what it allocated, the beginning moves on instead: the walk of a step is bounded
-//! however many escapees there are.
+//! Here are the inline paths, freeing and resizing; `holes` finds the next hole, `frames` has what scopes leave, `purge`
+//! what goes back to the system.
+
+mod frames;
+mod holes;
+mod purge;
+
+pub use frames::{Kind, Ticket};
 
 use crate::align::{align_down, align_up, CACHE_LINE};
 use crate::guard::{self, CHECKED};
 use crate::hint::unlikely;
 use crate::layout::{
-    granules, scope_align, units, SegmentLayout, CHUNK, CHUNK_GRANULES, GRANULE, GUARD, HOLE_MAX, LINE_FROM, SHORT_MAX,
-    SMALL_ALIGN_MAX, SMALL_MAX, UNIT, WORD_GRANULES,
+    granules, scope_align, units, SegmentLayout, GRANULE, GUARD, LINE_FROM, SHORT_MAX, SMALL_ALIGN_MAX, SMALL_MAX,
+    UNIT, WORD_GRANULES,
 };
 use crate::live_map::{by_address, clear_short, LiveMap};
 use crate::marks::{Marks, Which};
 use crate::segment::{Segment, SmallState};
-use crate::spans::{Refused, Spans, COMMIT_FIRST, COMMIT_MOST};
+use crate::spans::{Refused, Spans};
 use crate::sync::{AtomicU64, AtomicUsize, Ordering};
 use crate::sys;
 use core::ptr;
+use frames::{Frame, FRAMES};
+use holes::SHORT_GRANULES;
+use purge::LOOK_CHUNKS;
 
-/// Scopes with a mark of their own; deeper ones run in the mark of the last. 64 frames are 4 KiB of a thread's
-/// static memory, and no program we recorded nests more than four.
-pub const FRAMES: usize = 64;
-/// Fresh memory becomes a hole in steps of this, granules: as long as a hole may be.
-const FRESH: usize = HOLE_MAX;
-/// No shorter run of granules becomes a hole.
-const RUN_MIN: usize = 2;
 /// A scope may walk this many granules for each that it allocates before its beginning moves on: a walk of one word,
 /// about a nanosecond, for eight granules used.
 const WALK_SHARE: i64 = 8;
-/// A look at the whole area must be paid for by allocating one in this many of its granules since the last look.
-const LOOK_SHARE: usize = 32;
-/// The area grows instead of being searched again when more than two thirds of it are live.
-const DENSE: (usize, usize) = (2, 3);
-/// A hole or block of more granules is placed by the search for long blocks.
-const SHORT_GRANULES: usize = SHORT_MAX / GRANULE;
-/// The clock is read on one slow path in this many.
-const TICK_CALLS: u32 = 32;
-/// An interval of use marks lasts at least this many milliseconds and steps, or this many milliseconds.
-const TICK_MILLIS: u64 = 1_000;
-const TICK_STEPS: u64 = 4;
-const TICK_MOST_MILLIS: u64 = 30_000;
-/// What is held is compared with what lives whenever an eighth of it has been used that was clean, at least this much.
-const LOOK_CHUNKS: usize = (8 << 20) / CHUNK;
-/// Free pages are given back then if no more than this share of what is held lives.
-const HELD: (usize, usize) = (5, 8);
-
-/// What kind of extent a frame stands for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// A scope.
-    Scope,
-    /// A scope that counts.
-    Counted,
-    /// A suspension of all scopes below.
-    Outside,
-    /// A scope that was left inside a suspension deeper than the table, whose count it keeps until that ends.
-    Left,
-}
-
-/// What an extent saved on entry. A hint.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Frame {
-    serial: u64,
-    /// Position of each lane; 1 where there was no segment.
-    at: [usize; LANES],
-    /// `debt` of each lane. Written by the first slow path after entering, before it changes: see `note_debts`.
-    debts: [i64; LANES],
-    kind: Kind,
-    /// Whether the thread was in a scope, not suspended, when it came in.
-    was_active: bool,
-    /// How many extents beyond the table suspend this frame.
-    suspended: u32,
-}
-
-impl Frame {
-    const NONE: Frame = Frame {
-        serial: 0,
-        at: [1; LANES],
-        debts: [0; LANES],
-        kind: Kind::Scope,
-        was_active: false,
-        suspended: 0,
-    };
-}
-
 /// Lane 0 bumps blocks below 64 bytes, lane 1 those from there on.
 const LANES: usize = 2;
 /// In place of a lane, where searches are paid for: blocks over 1 KiB. Their walks are counted to lane 1.
@@ -191,31 +129,6 @@ const fn grain(lane: usize) -> usize {
 #[inline(always)]
 const fn lane_of(size_less_one: usize) -> usize {
     (size_less_one.wrapping_add(GUARD) >= LINE_FROM - 1) as usize
-}
-
-/// Names a frame, perhaps one that is gone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ticket {
-    index: usize,
-    serial: u64,
-}
-
-/// The index of a ticket for a scope deeper than the table.
-const DEEPER: usize = FRAMES;
-/// The index of a ticket for a suspension deeper than the table: it marked the topmost frame.
-const DEEPER_OUTSIDE: usize = FRAMES + 1;
-
-impl Ticket {
-    /// Names no frame.
-    pub const INERT: Ticket = Ticket {
-        index: usize::MAX,
-        serial: 0,
-    };
-
-    /// The serial of its frame.
-    pub fn serial(self) -> u64 {
-        self.serial
-    }
 }
 
 #[repr(C)]
@@ -490,7 +403,10 @@ impl Heap {
     /// or made by this heap meanwhile.
     pub fn divert(&mut self) -> Diverted {
         let active = core::mem::replace(&mut self.active, true);
-        let positions = self.lanes.each_mut().map(|lane| core::mem::replace(&mut lane.pos, MASKED));
+        let positions = self
+            .lanes
+            .each_mut()
+            .map(|lane| core::mem::replace(&mut lane.pos, MASKED));
         Diverted { active, positions }
     }
 
@@ -502,283 +418,7 @@ impl Heap {
         }
     }
 
-    // ---- Frames ----
-
-    /// Gives the frames that were pushed since the last slow path the `debts` of now, which are those of when they were
-    /// pushed: entering has four words less to copy.
-    #[cold]
-    fn note_debts(&mut self) {
-        let debts = self.lanes.map(|lane| lane.debt);
-        for frame in self.frames.iter_mut().take(self.depth).rev() {
-            if frame.serial <= self.noted {
-                break;
-            }
-            frame.debts = debts;
-        }
-        self.noted = self.serial;
-    }
-
-    /// Opens a scope.
-    #[inline]
-    pub fn enter(&mut self) -> Ticket {
-        if self.special != 0 || self.depth >= FRAMES {
-            return self.enter_slow(Kind::Scope);
-        }
-        let was_active = core::mem::replace(&mut self.active, true);
-        self.push(Kind::Scope, was_active)
-    }
-
-    #[inline(always)]
-    fn push(&mut self, kind: Kind, was_active: bool) -> Ticket {
-        self.serial = self.serial.wrapping_add(1);
-        let frame = Frame {
-            serial: self.serial,
-            at: [self.lanes[0].pos, self.lanes[1].pos],
-            debts: [0; LANES],
-            kind,
-            was_active,
-            suspended: 0,
-        };
-        let index = self.depth;
-        if let Some(slot) = self.frames.get_mut(index) {
-            *slot = frame;
-            self.depth = index.wrapping_add(1);
-        }
-        Ticket {
-            index,
-            serial: self.serial,
-        }
-    }
-
-    /// Opens an extent of any kind.
-    #[cold]
-    pub fn enter_slow(&mut self, kind: Kind) -> Ticket {
-        if self.depth >= FRAMES {
-            return self.enter_deeper(kind);
-        }
-        self.show();
-        let was_active = self.active;
-        let ticket = self.push(kind, was_active);
-        self.active = kind != Kind::Outside;
-        self.counting = self.counting.wrapping_add(u32::from(kind == Kind::Counted));
-        self.hide();
-        ticket
-    }
-
-    fn enter_deeper(&mut self, kind: Kind) -> Ticket {
-        let Some(top) = self.frames.get_mut(FRAMES - 1) else {
-            return Ticket::INERT;
-        };
-        if kind == Kind::Outside {
-            top.suspended = top.suspended.wrapping_add(1);
-            self.suspensions = self.suspensions.wrapping_add(1);
-            let serial = top.serial;
-            self.show();
-            self.active = false;
-            self.hide();
-            return Ticket {
-                index: DEEPER_OUTSIDE,
-                serial,
-            };
-        }
-        self.deeper = self.deeper.saturating_add(1);
-        self.note_special();
-        Ticket {
-            index: DEEPER,
-            serial: 0,
-        }
-    }
-
-    /// Closes an extent; does nothing if it is closed already.
-    #[inline]
-    pub fn leave(&mut self, ticket: Ticket) {
-        if self.special == 0 && ticket.index.wrapping_add(1) == self.depth {
-            if let Some(&Frame {
-                serial,
-                at,
-                was_active,
-                kind: Kind::Scope,
-                ..
-            }) = self.frames.get(ticket.index)
-            {
-                if serial == ticket.serial && at[0] == self.lanes[0].pos && at[1] == self.lanes[1].pos {
-                    self.depth = ticket.index;
-                    self.active = was_active;
-                    return;
-                }
-            }
-        }
-        self.leave_slow(ticket);
-    }
-
-    /// Whether the ticket's frame is still there.
-    pub fn is_open(&self, ticket: Ticket) -> bool {
-        self.find(ticket.index, ticket.serial).is_some()
-    }
-
-    /// Where the frame with this serial is now: at `index`, or below it if it is a suspension whose scope ended inside it.
-    fn find(&self, index: usize, serial: u64) -> Option<usize> {
-        if index >= FRAMES {
-            return None;
-        }
-        let mut index = index.min(self.depth.checked_sub(1)?);
-        loop {
-            let frame = self.frames.get(index)?;
-            if frame.serial <= serial {
-                return (frame.serial == serial).then_some(index);
-            }
-            index = index.checked_sub(1)?;
-        }
-    }
-
-    fn top_is_active(&self) -> bool {
-        let top = self.depth.checked_sub(1).and_then(|index| self.frames.get(index));
-        top.is_some_and(|top| top.kind != Kind::Outside && top.suspended == 0)
-    }
-
-    #[inline(never)]
-    fn leave_slow(&mut self, ticket: Ticket) {
-        if ticket.index == DEEPER {
-            self.deeper = self.deeper.saturating_sub(1);
-            self.note_special();
-            return;
-        }
-        if ticket.index == DEEPER_OUTSIDE {
-            return self.leave_deeper_outside(ticket.serial);
-        }
-        let Some(closing) = self.find(ticket.index, ticket.serial) else {
-            return;
-        };
-        self.show();
-        let frame = self.frames.get(closing).copied().unwrap_or(Frame::NONE);
-        let mut kept = closing;
-        for index in closing..self.depth {
-            let Some(&above) = self.frames.get(index) else { break };
-            // A suspension is a closure that is still running: it stays, whichever frame below it ends.
-            let suspends = above.kind == Kind::Outside && index != closing;
-            if suspends || above.suspended != 0 {
-                let kind = if suspends { Kind::Outside } else { Kind::Left };
-                if let Some(slot) = self.frames.get_mut(kept) {
-                    *slot = Frame { kind, ..above };
-                    kept = kept.wrapping_add(1);
-                }
-            }
-            self.counting = self.counting.wrapping_sub(u32::from(above.kind == Kind::Counted));
-        }
-        self.depth = kept;
-        self.deeper = 0;
-        if frame.kind != Kind::Outside && self.segment.is_some() {
-            for lane in 0..LANES {
-                self.go_back(lane, &frame);
-            }
-            // Not forward: a look may have found room far below the scope's beginning.
-            self.search_long = self.search_long.min(self.granule(self.lanes[1].limit));
-        }
-        self.active = self.top_is_active();
-        self.hide();
-    }
-
-    fn leave_deeper_outside(&mut self, serial: u64) {
-        let Some(index) = self.find(FRAMES - 1, serial) else {
-            return;
-        };
-        let Some(frame) = self.frames.get_mut(index) else {
-            return;
-        };
-        if frame.suspended == 0 {
-            return;
-        }
-        frame.suspended = frame.suspended.wrapping_sub(1);
-        self.suspensions = self.suspensions.wrapping_sub(1);
-        let (suspended, kind) = (frame.suspended, frame.kind);
-        if suspended != 0 {
-            return;
-        }
-        self.show();
-        if kind == Kind::Left {
-            // Its scope is gone; so are those opened inside the suspension.
-            let gone = self.frames.iter().take(self.depth).skip(index);
-            let counted = gone.filter(|frame| frame.kind == Kind::Counted).count();
-            self.counting = self.counting.wrapping_sub(counted as u32);
-            self.depth = index;
-            self.deeper = 0;
-        }
-        self.active = self.top_is_active();
-        self.hide();
-    }
-
-    /// Takes the hole that begins where the frame began, as far as its memory is free.
-    fn go_back(&mut self, index: usize, frame: &Frame) {
-        let (Some(&lane), Some(&pos), Some(&debt)) =
-            (self.lanes.get(index), frame.at.get(index), frame.debts.get(index))
-        else {
-            return;
-        };
-        let now = lane.debt.wrapping_sub(price(lane.pos));
-        let walked = now.wrapping_sub(debt.wrapping_sub(price(pos)));
-        let pos = match self.first.get(index) {
-            _ if pos != 1 => pos,
-            Some(&Some(first)) => first,
-            _ => return, // no segment then, and no hole since
-        };
-        let start = lane.start.min(lane.pos);
-        if pos <= lane.limit {
-            if pos >= start && lane.pos <= pos {
-                return; // all of it was freed, and perhaps a block from before
-            }
-            let (from, to) = (self.granule(pos), self.granule(lane.pos));
-            // Longer than a hole, it is taken anew below: a step's end must not look at all that the step used.
-            if from < to && to.wrapping_sub(from) <= HOLE_MAX {
-                // Escapees in one piece at the beginning: the hole begins behind them.
-                let free = align_up(self.map.first_free(from, to), grain(index));
-                if self.map.first_live(free, to) == to {
-                    self.map.set(free, to);
-                    self.lanes[index % LANES].pos = self.addr(free);
-                    return;
-                }
-            }
-        }
-        let mark = if walked > 0 && lane.pos < lane.limit {
-            self.granule(start)
-        } else {
-            self.granule(pos)
-        };
-        self.give_up_hole(index);
-        self.take_from(index, mark);
-    }
-
-    /// Makes the first free granules from `mark` on the lane's hole, if there are any near.
-    fn take_from(&mut self, index: usize, mark: usize) {
-        let high = self.small.high;
-        // As many looks past live granules as a hole is long: escapees where a step begins would else stop every step.
-        let start = self.map.first_free(mark, high.min(mark.wrapping_add(HOLE_MAX)));
-        let end = self.map.first_live(start, high.min(start.wrapping_add(HOLE_MAX)));
-        let (start, end) = (align_up(start, grain(index)), align_down(end, grain(index)));
-        if start < end {
-            self.take(index, start, end);
-        } else {
-            self.set_mark(index, start);
-        }
-    }
-
-    /// How many scopes the thread's allocations are nested in: 0 outside and while suspended.
-    pub fn depth(&self) -> usize {
-        let mut open = 0usize;
-        for frame in self.frames.iter().take(self.depth).rev() {
-            if frame.kind == Kind::Outside || frame.suspended != 0 {
-                return open;
-            }
-            open = open.wrapping_add(1);
-        }
-        open.wrapping_add(self.deeper as usize)
-    }
-
-    /// Scopes entered so far.
-    pub fn entered(&self) -> u64 {
-        self.serial
-    }
-
-    // ---- Holes ----
+    // ---- Addresses ----
 
     #[inline(always)]
     fn granule(&self, addr: usize) -> usize {
@@ -796,44 +436,7 @@ impl Heap {
         self.small_base.with_addr(addr)
     }
 
-    /// Makes the free granules `[start, end)`, inwards to the lane's grain, its hole (H2). It has none now.
-    fn take(&mut self, index: usize, start: usize, end: usize) {
-        let (start, end) = (align_up(start, grain(index)), align_down(end, grain(index)));
-        self.map.set(start, end);
-        let (pos, limit) = (self.addr(start), self.addr(end));
-        self.lanes[index % LANES].put(pos, limit);
-        if let Some(first @ None) = self.first.get_mut(index) {
-            *first = Some(pos);
-        }
-        self.used(index, start, end);
-    }
-
-    /// Lets the lane's next search begin at `mark`. It has no hole now.
-    fn set_mark(&mut self, index: usize, mark: usize) {
-        let at = self.addr(align_up(mark, grain(index)));
-        self.lanes[index % LANES].put(at, at);
-    }
-
-    /// Accounts for granules that became a hole or a long block.
-    fn used(&mut self, index: usize, start: usize, end: usize) {
-        let count = end.wrapping_sub(start);
-        self.pay(index, count);
-        let lane = &mut self.lanes[index.min(LANES - 1)];
-        lane.debt = lane.debt.wrapping_sub(price(count.wrapping_mul(GRANULE)));
-        let (first, last) = (start / CHUNK_GRANULES, end.wrapping_sub(1) / CHUNK_GRANULES);
-        self.dirtied = self.dirtied.wrapping_add(self.marks.touch(first, last));
-    }
-
-    /// Ends the lane's hole: `[pos, limit)` is free (H2). Its limit stays as the mark.
-    fn give_up_hole(&mut self, index: usize) {
-        let lane = self.lanes[index % LANES];
-        if lane.pos < lane.limit {
-            let _whole = self.map.clear(self.granule(lane.pos), self.granule(lane.limit));
-            let lane = &mut self.lanes[index % LANES];
-            lane.debt = lane.debt.wrapping_add(price(lane.limit.wrapping_sub(lane.pos)));
-            (lane.pos, lane.start) = (lane.limit, lane.limit);
-        }
-    }
+    // ---- Allocating small blocks ----
 
     /// Bumps in the lane's hole, any size and alignment; null if it does not fit.
     #[inline]
@@ -942,238 +545,6 @@ impl Heap {
         }
         self.refill(index, count, align / GRANULE)?;
         Ok(self.bump_any(index, count, align))
-    }
-
-    /// Lengthens the lane's hole by the free granules behind it.
-    fn extend_hole(&mut self, index: usize) -> bool {
-        let lane = self.lanes[index % LANES];
-        if lane.pos >= lane.limit {
-            return false;
-        }
-        let (end, high) = (self.granule(lane.limit), self.small.high);
-        let free = self.map.first_live(end, high.min(end.wrapping_add(HOLE_MAX)));
-        self.lengthen(index, free)
-    }
-
-    /// Takes the free granules from the lane's limit to `end` into its hole.
-    fn lengthen(&mut self, index: usize, end: usize) -> bool {
-        let from = self.granule(self.lanes[index % LANES].limit);
-        let end = align_down(end, grain(index));
-        if end <= from {
-            return false;
-        }
-        self.map.set(from, end);
-        let limit = self.addr(end);
-        self.lanes[index % LANES].set_limit(limit);
-        self.used(index, from, end);
-        true
-    }
-
-    /// Finds a hole in which `count` granules fit at a multiple of `align` granules.
-    fn refill(&mut self, index: usize, count: usize, align: usize) -> Result<(), Refused> {
-        let lane = self.lanes[index % LANES];
-        let mark = self.granule(lane.limit);
-        let fresh = if mark == self.small.high {
-            self.granule(lane.pos)
-        } else {
-            self.small.high
-        };
-        self.give_up_hole(index);
-        let count_min = count.max(RUN_MIN);
-        if let Some((start, end)) = self.walk(index, mark, count_min, align, HOLE_MAX) {
-            self.take(index, start, end);
-            return Ok(());
-        }
-        let paid = self.look_is_paid(index);
-        if self.may_look_again(index) {
-            if let Some((start, end)) = self.walk(index, 0, count_min, align, HOLE_MAX) {
-                self.take(index, start, end);
-                return Ok(());
-            }
-        }
-        let need = count.wrapping_add(align).wrapping_add(grain(index));
-        let (start, end) = match self.grow(fresh, fresh.wrapping_add(FRESH.max(need)), fresh.wrapping_add(need)) {
-            Ok(end) => (fresh, end),
-            Err(refused) => {
-                let found = self.look_when_full(index, paid, count_min, align, HOLE_MAX);
-                if found.is_none() {
-                    self.set_mark(index, self.small.high);
-                }
-                found.ok_or(refused)?
-            }
-        };
-        self.take(index, start, end);
-        self.publish();
-        Ok(())
-    }
-
-    fn walk(
-        &mut self,
-        index: usize,
-        from: usize,
-        count: usize,
-        align: usize,
-        longest: usize,
-    ) -> Option<(usize, usize)> {
-        let high = self.small.high;
-        let found = self.map.next_run(from, high, count, align, longest);
-        let to = found.map_or(high, |run| run.0);
-        self.charge(index, to.saturating_sub(from));
-        found
-    }
-
-    /// Counts granules that were walked.
-    fn charge(&mut self, index: usize, count: usize) {
-        let lane = &mut self.lanes[index.min(LANES - 1)];
-        lane.debt = lane.debt.wrapping_add(count.wrapping_mul(GRANULE) as i64);
-    }
-
-    /// Adds to what has been allocated since the last look of this lane, or of the long blocks.
-    fn pay(&mut self, index: usize, count: usize) {
-        if let Some(since) = self.since_look.get_mut(index) {
-            *since = since.wrapping_add(count as u64);
-        }
-    }
-
-    /// A look begins: the next is to be paid for anew.
-    fn forget_paid(&mut self, index: usize) {
-        if let Some(since) = self.since_look.get_mut(index) {
-            *since = 0;
-        }
-    }
-
-    /// Whether a search of the whole area is paid for: `LOOK_SHARE`.
-    fn look_is_paid(&self, index: usize) -> bool {
-        let high = self.small.high;
-        let since = self.since_look.get(index).copied().unwrap_or(0);
-        high != 0 && since >= (high / LOOK_SHARE) as u64
-    }
-
-    /// The whole area is searched, however dense, when it cannot grow. What is refused pays for the next look, or an area
-    /// that was full once would never be looked at again.
-    fn look_when_full(
-        &mut self,
-        index: usize,
-        paid: bool,
-        count: usize,
-        align: usize,
-        longest: usize,
-    ) -> Option<(usize, usize)> {
-        self.pay(index, count);
-        if !paid && !self.look_is_paid(index) {
-            return None;
-        }
-        self.forget_paid(index);
-        self.walk(index, 0, count, align, longest)
-    }
-
-    /// Whether a search of the whole area is paid for and promises enough: `DENSE`.
-    fn may_look_again(&mut self, index: usize) -> bool {
-        let high = self.small.high;
-        if !self.look_is_paid(index) {
-            return false;
-        }
-        self.forget_paid(index);
-        // The look is a walk over all of it. Not charged, a small step that begins at the area's end would go back there
-        // after each look, and the next would grow the area.
-        self.charge(index, high);
-        let live = self.map.count(high.div_ceil(WORD_GRANULES));
-        live.wrapping_mul(DENSE.1) < high.wrapping_mul(DENSE.0)
-    }
-
-    /// Moves `high` to `wish`, or to `least` where the system refuses more; returns it.
-    fn grow(&mut self, from: usize, wish: usize, least: usize) -> Result<usize, Refused> {
-        let Some(segment) = self.segment else {
-            return Err(Refused::NoRoom);
-        };
-        let limit = segment.layout.small_granules();
-        if least > limit || from > limit {
-            return Err(Refused::NoRoom);
-        }
-        let wish = wish.min(limit);
-        let end = if wish <= self.small.committed || self.commit(wish) {
-            wish
-        } else if least <= self.small.committed || self.commit(least) {
-            least
-        } else {
-            return Err(Refused::Commit);
-        };
-        self.small.high = self.small.high.max(end);
-        Ok(end)
-    }
-
-    /// Commits the area and both maps up to at least `wish` granules.
-    fn commit(&mut self, wish: usize) -> bool {
-        let Some(segment) = self.segment else { return false };
-        let limit = segment.layout.small_granules();
-        let had = self.small.committed;
-        let step = had.wrapping_mul(GRANULE).clamp(COMMIT_FIRST, COMMIT_MOST) / GRANULE;
-        let ahead = align_up(had.wrapping_add(step).max(wish), CHUNK_GRANULES).min(limit);
-        let least = align_up(wish, CHUNK_GRANULES).min(limit);
-        self.commit_to(&segment, ahead) || self.commit_to(&segment, least)
-    }
-
-    fn commit_to(&mut self, segment: &Segment, granules: usize) -> bool {
-        let page = sys::page_size();
-        let had = self.small.committed;
-        let map_from = align_down(had / 8, page);
-        let map_bytes = align_up(granules / 8, page).wrapping_sub(map_from);
-        let from = had.wrapping_mul(GRANULE);
-        let bytes = granules.wrapping_mul(GRANULE).wrapping_sub(from);
-        // SAFETY: page aligned and inside the parts of our own segment, which are multiples of 64 KiB.
-        let done = unsafe {
-            sys::commit(segment.base.add(segment.layout.live).add(map_from), map_bytes)
-                && sys::commit(segment.base.add(segment.layout.remote).add(map_from), map_bytes)
-                && sys::commit(self.small_base.add(from), bytes)
-        };
-        if done {
-            self.small.committed = granules;
-            // SAFETY: committed just now, so no block is in it.
-            unsafe { guard::unusable(self.small_base.add(from), bytes) };
-        }
-        done
-    }
-
-    /// Places a block of more than 1 KiB that does not fit the hole, and leaves the hole alone.
-    fn alloc_long(&mut self, count: usize, align: usize) -> Result<*mut u8, Refused> {
-        let step = align / GRANULE;
-        let need = count.wrapping_add(step);
-        let mut paid = false;
-        let mut found = self.walk(LONG, self.search_long, count, step, need);
-        if found.is_none() {
-            self.search_long = self.small.high;
-            paid = self.look_is_paid(LONG);
-            if self.may_look_again(LONG) {
-                found = self.walk(LONG, 0, count, step, need);
-            }
-        }
-        if found.is_none() {
-            let high = self.small.high;
-            let more = need.wrapping_add(grain(1));
-            if self.granule(self.lanes[1].limit) == high {
-                // The hole is the last of the area: lengthen it.
-                if let Ok(end) = self.grow(high, high.wrapping_add(more.max(FRESH)), high.wrapping_add(more)) {
-                    self.lengthen(1, end);
-                    self.pay(LONG, end.wrapping_sub(high)); // it is for a long block that the area grew
-                    self.publish();
-                    return Ok(self.bump_any(1, count, align));
-                }
-            }
-            found = match self.grow(high, high.wrapping_add(need), high.wrapping_add(need)) {
-                Ok(end) => Some((high, end)),
-                Err(refused) => Some(self.look_when_full(LONG, paid, count, step, need).ok_or(refused)?),
-            };
-            self.publish();
-        }
-        let Some((start, _)) = found else {
-            return Err(Refused::NoRoom);
-        };
-        let at = align_up(start, step);
-        let end = at.wrapping_add(count);
-        self.map.set(at, end);
-        self.used(LONG, at, end);
-        self.search_long = end;
-        Ok(self.small_ptr(self.addr(at)))
     }
 
     // ---- Spans ----
@@ -1341,137 +712,6 @@ impl Heap {
             Some(unit) => self.spans.used_len(unit).is_none() || self.spans.is_freed_remotely(unit),
             None => true,
         }
-    }
-
-    // ---- Memory that comes back ----
-
-    /// Ends an interval of use marks when it is time, and gives back what has aged.
-    fn tick(&mut self) {
-        if self.dirtied.wrapping_add(self.spans.dirtied) >= self.look_at {
-            self.look_at_held();
-        }
-        self.ticks = self.ticks.wrapping_add(1);
-        if self.ticks % TICK_CALLS != 0 {
-            return;
-        }
-        let now = sys::coarse_millis();
-        let since = now.wrapping_sub(self.tick_millis);
-        let steps = self.serial.wrapping_sub(self.tick_entered);
-        if since < TICK_MILLIS || (steps < TICK_STEPS && since < TICK_MOST_MILLIS) {
-            return;
-        }
-        let first = self.tick_millis == 0;
-        (self.tick_millis, self.tick_entered) = (now, self.serial);
-        if first {
-            return;
-        }
-        self.gave_up_in = 0;
-        self.discard(Which::Aged, false);
-        self.marks.age(self.small.high.div_ceil(CHUNK_GRANULES));
-        self.spans.age();
-    }
-
-    /// Gives all free pages back where the areas take up more and more though little of what they hold lives: sizes
-    /// have drifted, and the clock would see that too late. Once an interval, or as often as it takes within one scope:
-    /// steps that use one area and then the other must not be made to fault each time.
-    #[cold]
-    fn look_at_held(&mut self) {
-        let chunks = self.small.high.div_ceil(CHUNK_GRANULES);
-        let held = self.marks.count_dirty(chunks).wrapping_add(self.spans.count_dirty());
-        (self.dirtied, self.spans.dirtied) = (0, 0);
-        self.look_at = LOOK_CHUNKS.max(held / 8);
-        if self.gave_up_in != 0 && self.gave_up_in != self.serial {
-            return;
-        }
-        let small = self.map.count(self.small.high.div_ceil(WORD_GRANULES)).wrapping_mul(GRANULE);
-        let live = small.wrapping_add(self.spans.state.used.wrapping_mul(UNIT));
-        if live.wrapping_mul(HELD.1) <= held.wrapping_mul(CHUNK).wrapping_mul(HELD.0) {
-            self.gave_up_in = self.serial;
-            self.discard(Which::Dirty, false);
-        }
-    }
-
-    /// Gives pages of free memory back; the bytes that were resident, if asked for.
-    fn discard(&mut self, which: Which, count_resident: bool) -> usize {
-        let spans = self.spans.discard_free(which, count_resident);
-        spans.wrapping_add(self.discard_small(which, count_resident))
-    }
-
-    fn discard_small(&mut self, which: Which, count_resident: bool) -> usize {
-        let page = sys::page_size() / GRANULE;
-        let high = self.small.high;
-        let (mut given, mut run, mut at, mut whole) = (0usize, 0usize, 0usize, true);
-        // `[run, at)` are free pages not yet given back; `whole` says that the chunk has no others so far.
-        while at < high {
-            let next = at.wrapping_add(page).min(high);
-            let chunk = at / CHUNK_GRANULES;
-            let asked = match which {
-                Which::Aged => self.marks.is_aged(chunk),
-                Which::Dirty => self.marks.is_dirty(chunk),
-                Which::All => true,
-            };
-            let free = asked && next.wrapping_sub(at) == page && self.map.first_live(at, next) == next;
-            if !free {
-                given = given.wrapping_add(self.discard_run(run, at, count_resident));
-                run = next;
-                whole = false;
-            }
-            if !asked {
-                // Nothing of this chunk is wanted: on to the next.
-                let chunk_end = chunk.wrapping_add(1).wrapping_mul(CHUNK_GRANULES);
-                at = chunk_end.max(next);
-                (run, whole) = (at, true);
-            } else {
-                at = next;
-                if at % CHUNK_GRANULES == 0 || at >= high {
-                    // What ages without blocks of its own coming or going is not looked at again each time.
-                    if whole || which == Which::Aged {
-                        self.marks.clean(chunk);
-                    }
-                    whole = true;
-                }
-            }
-        }
-        given.wrapping_add(self.discard_run(run, high.max(run), count_resident))
-    }
-
-    fn discard_run(&mut self, from: usize, to: usize, count_resident: bool) -> usize {
-        let page = sys::page_size() / GRANULE;
-        let to = align_down(to, page);
-        if to <= from {
-            return 0;
-        }
-        let bytes = to.wrapping_sub(from).wrapping_mul(GRANULE);
-        // SAFETY: whole pages without a live granule or part of the hole, in committed memory of our own.
-        unsafe {
-            let at = self.small_base.add(from.wrapping_mul(GRANULE));
-            let resident = if count_resident { sys::resident(at, bytes) } else { 0 };
-            if sys::discard(at, bytes) {
-                resident
-            } else {
-                0
-            }
-        }
-    }
-
-    /// Gives back the pages of all free memory now; the bytes that were resident.
-    pub fn trim(&mut self) -> usize {
-        if self.segment.is_none() {
-            return 0;
-        }
-        self.show();
-        let mut marks = [0; LANES];
-        for (index, mark) in marks.iter_mut().enumerate() {
-            *mark = self.granule(self.lanes[index % LANES].pos);
-            self.give_up_hole(index);
-        }
-        let given = self.discard(Which::All, true);
-        for (index, mark) in marks.into_iter().enumerate() {
-            self.take_from(index, mark);
-        }
-        self.publish();
-        self.hide();
-        given
     }
 
     // ---- Figures ----

@@ -604,7 +604,9 @@ impl Spans {
     /// Chunks that may have pages in memory.
     pub fn count_dirty(&mut self) -> usize {
         let regions = 0..units_for(self.state.top, REGION_UNITS);
-        regions.map(|region| self.marks(region).count_dirty(REGION_CHUNKS)).sum()
+        regions
+            .map(|region| self.marks(region).count_dirty(REGION_CHUNKS))
+            .sum()
     }
 
     /// Ends an interval of use marks.

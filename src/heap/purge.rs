@@ -1,0 +1,155 @@
+//! Memory that comes back to the system without a call: what no step has used for some time, and what a step has left
+//! behind whose sizes drift.
+//!
+//! Looked at on slow paths only. Which chunks were used of late `marks` knows; which pages are free the maps say.
+
+use super::{Heap, LANES};
+use crate::align::align_down;
+use crate::layout::{CHUNK, CHUNK_GRANULES, GRANULE, UNIT, WORD_GRANULES};
+use crate::marks::Which;
+use crate::sys;
+
+/// The clock is read on one slow path in this many.
+const TICK_CALLS: u32 = 32;
+/// An interval of use marks lasts at least this many milliseconds and steps, or this many milliseconds.
+const TICK_MILLIS: u64 = 1_000;
+const TICK_STEPS: u64 = 4;
+const TICK_MOST_MILLIS: u64 = 30_000;
+/// What is held is compared with what lives whenever an eighth of it has been used that was clean, at least this much.
+pub(super) const LOOK_CHUNKS: usize = (8 << 20) / CHUNK;
+/// Free pages are given back then if no more than this share of what is held lives.
+const HELD: (usize, usize) = (5, 8);
+
+impl Heap {
+    /// Ends an interval of use marks when it is time, and gives back what has aged.
+    pub(super) fn tick(&mut self) {
+        if self.dirtied.wrapping_add(self.spans.dirtied) >= self.look_at {
+            self.look_at_held();
+        }
+        self.ticks = self.ticks.wrapping_add(1);
+        if self.ticks % TICK_CALLS != 0 {
+            return;
+        }
+        let now = sys::coarse_millis();
+        let since = now.wrapping_sub(self.tick_millis);
+        let steps = self.serial.wrapping_sub(self.tick_entered);
+        if since < TICK_MILLIS || (steps < TICK_STEPS && since < TICK_MOST_MILLIS) {
+            return;
+        }
+        let first = self.tick_millis == 0;
+        (self.tick_millis, self.tick_entered) = (now, self.serial);
+        if first {
+            return;
+        }
+        self.gave_up_in = 0;
+        self.discard(Which::Aged, false);
+        self.marks.age(self.small.high.div_ceil(CHUNK_GRANULES));
+        self.spans.age();
+    }
+
+    /// Gives all free pages back where the areas take up more and more though little of what they hold lives: sizes
+    /// have drifted, and the clock would see that too late. Once an interval, or as often as it takes within one scope:
+    /// steps that use one area and then the other must not be made to fault each time.
+    #[cold]
+    fn look_at_held(&mut self) {
+        let chunks = self.small.high.div_ceil(CHUNK_GRANULES);
+        let held = self.marks.count_dirty(chunks).wrapping_add(self.spans.count_dirty());
+        (self.dirtied, self.spans.dirtied) = (0, 0);
+        self.look_at = LOOK_CHUNKS.max(held / 8);
+        if self.gave_up_in != 0 && self.gave_up_in != self.serial {
+            return;
+        }
+        let small = self
+            .map
+            .count(self.small.high.div_ceil(WORD_GRANULES))
+            .wrapping_mul(GRANULE);
+        let live = small.wrapping_add(self.spans.state.used.wrapping_mul(UNIT));
+        if live.wrapping_mul(HELD.1) <= held.wrapping_mul(CHUNK).wrapping_mul(HELD.0) {
+            self.gave_up_in = self.serial;
+            self.discard(Which::Dirty, false);
+        }
+    }
+
+    /// Gives pages of free memory back; the bytes that were resident, if asked for.
+    pub(super) fn discard(&mut self, which: Which, count_resident: bool) -> usize {
+        let spans = self.spans.discard_free(which, count_resident);
+        spans.wrapping_add(self.discard_small(which, count_resident))
+    }
+
+    fn discard_small(&mut self, which: Which, count_resident: bool) -> usize {
+        let page = sys::page_size() / GRANULE;
+        let high = self.small.high;
+        let (mut given, mut run, mut at, mut whole) = (0usize, 0usize, 0usize, true);
+        // `[run, at)` are free pages not yet given back; `whole` says that the chunk has no others so far.
+        while at < high {
+            let next = at.wrapping_add(page).min(high);
+            let chunk = at / CHUNK_GRANULES;
+            let asked = match which {
+                Which::Aged => self.marks.is_aged(chunk),
+                Which::Dirty => self.marks.is_dirty(chunk),
+                Which::All => true,
+            };
+            let free = asked && next.wrapping_sub(at) == page && self.map.first_live(at, next) == next;
+            if !free {
+                given = given.wrapping_add(self.discard_run(run, at, count_resident));
+                run = next;
+                whole = false;
+            }
+            if !asked {
+                // Nothing of this chunk is wanted: on to the next.
+                let chunk_end = chunk.wrapping_add(1).wrapping_mul(CHUNK_GRANULES);
+                at = chunk_end.max(next);
+                (run, whole) = (at, true);
+            } else {
+                at = next;
+                if at % CHUNK_GRANULES == 0 || at >= high {
+                    // What ages without blocks of its own coming or going is not looked at again each time.
+                    if whole || which == Which::Aged {
+                        self.marks.clean(chunk);
+                    }
+                    whole = true;
+                }
+            }
+        }
+        given.wrapping_add(self.discard_run(run, high.max(run), count_resident))
+    }
+
+    fn discard_run(&mut self, from: usize, to: usize, count_resident: bool) -> usize {
+        let page = sys::page_size() / GRANULE;
+        let to = align_down(to, page);
+        if to <= from {
+            return 0;
+        }
+        let bytes = to.wrapping_sub(from).wrapping_mul(GRANULE);
+        // SAFETY: whole pages without a live granule or part of the hole, in committed memory of our own.
+        unsafe {
+            let at = self.small_base.add(from.wrapping_mul(GRANULE));
+            let resident = if count_resident { sys::resident(at, bytes) } else { 0 };
+            if sys::discard(at, bytes) {
+                resident
+            } else {
+                0
+            }
+        }
+    }
+
+    /// Gives back the pages of all free memory now; the bytes that were resident.
+    pub fn trim(&mut self) -> usize {
+        if self.segment.is_none() {
+            return 0;
+        }
+        self.show();
+        let mut marks = [0; LANES];
+        for (index, mark) in marks.iter_mut().enumerate() {
+            *mark = self.granule(self.lanes[index % LANES].pos);
+            self.give_up_hole(index);
+        }
+        let given = self.discard(Which::All, true);
+        for (index, mark) in marks.into_iter().enumerate() {
+            self.take_from(index, mark);
+        }
+        self.publish();
+        self.hide();
+        given
+    }
+}
