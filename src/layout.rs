@@ -177,21 +177,6 @@ impl SegmentLayout {
         }
     }
 
-    /// The same, for paths that run often: the size is nearly always the largest, whose layout is known beforehand.
-    #[inline]
-    pub fn lookup(bytes: usize) -> SegmentLayout {
-        #[cold]
-        #[inline(never)]
-        fn other(bytes: usize) -> SegmentLayout {
-            SegmentLayout::for_size(bytes)
-        }
-        if bytes == SEGMENT_MAX {
-            const { SegmentLayout::for_size(SEGMENT_MAX) }
-        } else {
-            other(bytes)
-        }
-    }
-
     /// Granules of the small area.
     pub const fn small_granules(&self) -> usize {
         self.small_bytes / GRANULE
@@ -228,16 +213,6 @@ mod tests {
                 }
                 assert_eq!(low_mask(first, count), bits as u64, "{first} {count}");
             }
-        }
-    }
-
-    #[test]
-    fn looking_a_layout_up_agrees_with_computing_it() {
-        let mut bytes = SEGMENT_MIN;
-        while bytes <= SEGMENT_MAX {
-            let (computed, found) = (SegmentLayout::for_size(bytes), SegmentLayout::lookup(bytes));
-            assert_eq!(format!("{found:?}"), format!("{computed:?}"));
-            bytes *= 2;
         }
     }
 

@@ -10,7 +10,7 @@
 //! every thread before it claims, always with the same values; a thread that holds a pointer into an arena got it from
 //! a thread that had stored them.
 
-use crate::layout::{divide, SegmentLayout, HEADER_BYTES, SEGMENTS_MAX, SEGMENT_MIN};
+use crate::layout::{divide, SegmentLayout, HEADER_BYTES, SEGMENTS_MAX, SEGMENT_MAX, SEGMENT_MIN};
 use crate::spans::SpanState;
 use crate::sync::{AtomicPtr, AtomicU64, AtomicUsize, Ordering, Owned};
 use crate::sys;
@@ -286,21 +286,37 @@ pub fn is_made(index: usize) -> bool {
     bit(&MADE, index, Ordering::Acquire)
 }
 
-/// The segment of an address inside the reservation.
-#[inline]
-pub fn of(addr: usize) -> Option<Segment> {
+/// Runs `f` on the segment of an address inside the reservation; `None` where there is no reservation.
+///
+/// For paths that run often: the size of a segment is nearly always the largest, whose layout is known beforehand, and `f`
+/// is compiled for that one with its offsets in place.
+#[inline(always)]
+pub fn with<R>(addr: usize, f: impl FnOnce(&Segment) -> R) -> Option<R> {
+    #[cold]
+    #[inline(never)]
+    fn smaller<R>(base: *mut u8, size: usize, index: usize, f: impl FnOnce(&Segment) -> R) -> R {
+        let layout = SegmentLayout::for_size(size);
+        f(&Segment { base, index, layout })
+    }
+    // Acquire: partner of the Release in `reserve_now`.
     let packed = PACKED.load(Ordering::Acquire);
     if packed.is_null() {
         return None;
     }
-    let (base, size, _) = unpack(packed);
-    let index = addr.wrapping_sub(base.addr()) >> size.trailing_zeros();
-    let layout = SegmentLayout::lookup(size);
-    Some(Segment {
-        base: base.wrapping_add(index.wrapping_mul(size)),
-        index,
-        layout,
+    let (first, size, _) = unpack(packed);
+    let index = addr.wrapping_sub(first.addr()) >> size.trailing_zeros();
+    let base = first.wrapping_add(index.wrapping_mul(size));
+    Some(if size == SEGMENT_MAX {
+        let layout = const { SegmentLayout::for_size(SEGMENT_MAX) };
+        f(&Segment { base, index, layout })
+    } else {
+        smaller(base, size, index, f)
     })
+}
+
+/// The segment of an address inside the reservation.
+pub fn of(addr: usize) -> Option<Segment> {
+    with(addr, |segment| *segment)
 }
 
 /// Bytes reserved; 0 before the first use and where the system grants none.

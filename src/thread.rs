@@ -104,7 +104,7 @@ struct Hook;
 
 impl Drop for Hook {
     fn drop(&mut self) {
-        SLOT.with(|slot| {
+        with_slot(|slot| {
             slot.state.set(State::Ended);
             publish_entered(slot);
             // SAFETY: as in `with_heap`.
@@ -121,15 +121,21 @@ impl Drop for Hook {
     }
 }
 
+/// Runs `f` on the thread's slot.
+#[inline(always)]
+fn with_slot<R>(f: impl FnOnce(&Slot) -> R) -> R {
+    // `with` is inlined for a closure as short as this one, but is not promised to be: it must not hold `f`.
+    let slot = SLOT.with(core::ptr::from_ref);
+    // SAFETY: the slot is this thread's and has no destructor, so it stays as long as the thread runs.
+    f(unsafe { &*slot })
+}
+
 /// Runs `f` on the thread's heap.
 #[inline(always)]
 pub fn with_heap<R>(f: impl FnOnce(&mut Heap) -> R) -> R {
-    // `with` is inlined for a closure as short as this one, but is not promised to be: it must not hold `f`.
-    let heap = SLOT.with(|slot| slot.heap.get());
-    // SAFETY: the slot is this thread's and has no destructor. No closure handed in here calls an allocator, std or user
-    // code (the file's head), so no second borrow can begin while this one lives; signal handlers must not allocate, as
-    // ever.
-    f(unsafe { &mut *heap })
+    // SAFETY: the slot is this thread's. No closure handed in here calls an allocator, std or user code (the file's
+    // head), so no second borrow can begin while this one lives; signal handlers must not allocate, as ever.
+    with_slot(|slot| f(unsafe { &mut *slot.heap.get() }))
 }
 
 /// Claims a segment if the thread has none.
@@ -210,7 +216,7 @@ pub enum Served {
 /// The slow path: serves the request from the arena if the thread is in a scope or the request is `large`.
 #[cold]
 pub fn alloc_slow(size: usize, align: usize, large: bool) -> Served {
-    SLOT.with(|slot| {
+    with_slot(|slot| {
         if slot.probe.get() != Probe::Off {
             slot.probe.set(Probe::Seen);
             return Served::Nothing;
@@ -236,7 +242,7 @@ pub fn alloc_slow(size: usize, align: usize, large: bool) -> Served {
 /// Serves the request by a span, whatever the scopes.
 #[cold]
 pub fn alloc_span_slow(size: usize, align: usize) -> Served {
-    SLOT.with(|slot| serve(slot, size, |heap| heap.alloc_span(size, align)))
+    with_slot(|slot| serve(slot, size, |heap| heap.alloc_span(size, align)))
 }
 
 fn serve(slot: &Slot, size: usize, make: impl FnOnce(&mut Heap) -> Result<(*mut u8, usize), Refused>) -> Served {
@@ -288,7 +294,7 @@ pub enum Outcome {
 /// Frees a block inside the reservation that the inline path did not take.
 #[cold]
 pub fn free_slow(addr: usize, size: usize) -> Outcome {
-    SLOT.with(|slot| {
+    with_slot(|slot| {
         // SAFETY: as in `with_heap`.
         let heap = unsafe { &mut *slot.heap.get() };
         if heap.owns(addr) {
@@ -337,18 +343,21 @@ impl Place {
 }
 
 /// Frees a block of a segment that the calling thread does not own.
+#[inline]
 pub fn free_remote(addr: usize, size: usize) -> Outcome {
-    let Some(segment) = segment::of(addr) else {
-        return Outcome::Misuse;
-    };
-    if CHECKED && !check_remote(&segment, addr, max(size, 1)) {
+    segment::with(addr, |segment| free_in(segment, addr, size)).unwrap_or(Outcome::Misuse)
+}
+
+#[inline(always)]
+fn free_in(segment: &segment::Segment, addr: usize, size: usize) -> Outcome {
+    if CHECKED && !check_remote(segment, addr, max(size, 1)) {
         return Outcome::Misuse;
     }
-    let (done, bytes) = match Place::of(&segment, addr) {
+    let (done, bytes) = match Place::of(segment, addr) {
         Place::Small(start) => {
             let count = granules(size);
             (
-                remote_map(&segment).free_remote(start, start.wrapping_add(count)),
+                remote_map(segment).free_remote(start, start.wrapping_add(count)),
                 count.wrapping_mul(GRANULE),
             )
         }
@@ -364,7 +373,7 @@ pub fn free_remote(addr: usize, size: usize) -> Outcome {
         return Outcome::Misuse;
     }
     if !segment::is_owned(segment.index) {
-        freed_in_orphan(&segment, bytes);
+        freed_in_orphan(segment, bytes);
     }
     Outcome::Done
 }
@@ -435,7 +444,7 @@ pub fn resize(addr: usize, old: usize, new: usize) -> Option<()> {
     if CHECKED {
         return None; // it moves, so that whoever still uses the old place is found
     }
-    SLOT.with(|slot| {
+    with_slot(|slot| {
         // SAFETY: as in `with_heap`.
         let heap = unsafe { &mut *slot.heap.get() };
         if heap.owns(addr) {
@@ -509,7 +518,7 @@ pub struct Opened {
 
 /// Opens a counted scope.
 pub fn enter_counted() -> Opened {
-    SLOT.with(|slot| {
+    with_slot(|slot| {
         let mut opened = Opened {
             ticket: Ticket::INERT,
             counts: false,
@@ -552,7 +561,7 @@ pub struct Seen {
 
 /// Closes a counted scope and says what it saw; `None` if it was closed before.
 pub fn leave_counted(opened: &Opened) -> Option<Seen> {
-    SLOT.with(|slot| {
+    with_slot(|slot| {
         let ticket = opened.ticket;
         let seen = with_heap(|heap| heap.is_open(ticket)).then(|| {
             let mut finished = None;
@@ -582,7 +591,7 @@ pub fn leave_counted(opened: &Opened) -> Option<Seen> {
 
 /// Asks whether `request`, which allocates through the program's global allocator, comes through here.
 pub fn sees(request: impl FnOnce()) -> bool {
-    SLOT.with(|slot| {
+    with_slot(|slot| {
         let diverted = with_heap(Heap::divert);
         slot.probe.set(Probe::Waiting);
         request();
@@ -603,6 +612,6 @@ pub fn fallbacks() -> [u64; REASONS] {
 
 /// Scopes entered: all that ended threads and slow paths have published, and this thread's.
 pub fn entered() -> u64 {
-    SLOT.with(publish_entered);
+    with_slot(publish_entered);
     ENTERED.load(Ordering::Relaxed)
 }
