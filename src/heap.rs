@@ -33,7 +33,7 @@ use crate::layout::{
     UNIT, WORD_GRANULES,
 };
 use crate::live_map::{by_address, clear_short, LiveMap};
-use crate::marks::{Marks, Which};
+use crate::marks::Marks;
 use crate::segment::{Segment, SmallState};
 use crate::spans::{Refused, Spans};
 use crate::sync::{AtomicU64, AtomicUsize, Ordering};
@@ -316,7 +316,7 @@ impl Heap {
         }
         (self.base, self.len) = (0, 0);
         let segment = self.segment?;
-        self.discard(Which::All, false);
+        self.discard(false, false);
         self.forget_if_empty();
         self.publish();
         // SAFETY: the header is committed, and only the owner reads or writes `kept`.

@@ -3,17 +3,6 @@
 //! An interval ends when the heap says so (`age`). A chunk that was touched neither in the interval that ends nor in
 //! the one before is *aged*: no step has used it for some time. Owner only; plain memory.
 
-/// Which free pages are given back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Which {
-    /// Those of chunks that no step has used for some time.
-    Aged,
-    /// Those of chunks that may have pages in memory.
-    Dirty,
-    /// All. A chunk counts as clean once its free pages were given back, though blocks lived in it that are free now.
-    All,
-}
-
 /// Three rows of words: touched in this interval, touched in the last one, perhaps resident.
 #[derive(Clone, Copy)]
 pub struct Marks {
@@ -47,17 +36,19 @@ impl Marks {
         unsafe { &mut *self.words.add(which.wrapping_mul(self.row).wrapping_add(index)) }
     }
 
-    /// Marks chunks `[first, last]` touched and dirty; how many were clean.
+    /// Marks chunks `[first, last]` touched and dirty; how many were clean, or quiet.
     #[inline]
     pub fn touch(&mut self, first: usize, last: usize) -> usize {
         let (mut at, mut clean) = (first, 0usize);
         while at <= last {
             let count = (64 - at % 64).min(last.wrapping_sub(at).wrapping_add(1));
             let mask = crate::layout::low_mask(at % 64, count);
+            let recent = *self.word(TOUCHED, at / 64) | *self.word(OLD, at / 64);
             *self.word(TOUCHED, at / 64) |= mask;
             let dirty = self.word(DIRTY, at / 64);
-            if mask & !*dirty != 0 {
-                clean = clean.wrapping_add((mask & !*dirty).count_ones() as usize);
+            let new = mask & !(*dirty & recent);
+            if new != 0 {
+                clean = clean.wrapping_add(new.count_ones() as usize);
                 *dirty |= mask;
             }
             at = at.wrapping_add(count);
@@ -87,6 +78,14 @@ impl Marks {
         *self.word(DIRTY, chunk / 64) &= !(1 << (chunk % 64));
     }
 
+    /// Notes that the chunk's free pages were given back, and that it has others: it may have pages in memory, and was not
+    /// touched since.
+    pub fn quiet(&mut self, chunk: usize) {
+        let mask = !(1 << (chunk % 64));
+        *self.word(TOUCHED, chunk / 64) &= mask;
+        *self.word(OLD, chunk / 64) &= mask;
+    }
+
     /// Ends an interval for the first `chunks` chunks.
     pub fn age(&mut self, chunks: usize) {
         for index in 0..chunks.div_ceil(64) {
@@ -113,7 +112,11 @@ mod tests {
         assert!(marks.is_aged(100) && !marks.is_aged(59));
         marks.clean(100);
         assert!(!marks.is_aged(100) && marks.is_aged(101));
-        assert_eq!((marks.touch(100, 101), marks.count_dirty(192)), (1, 71));
+        assert_eq!((marks.touch(100, 101), marks.count_dirty(192)), (2, 71));
+        assert_eq!(marks.touch(100, 101), 0);
+        marks.quiet(100);
+        assert!(marks.is_aged(100) && marks.is_dirty(100) && !marks.is_aged(101));
+        assert_eq!((marks.touch(99, 101), marks.count_dirty(192)), (2, 71));
         assert!(!marks.is_aged(101));
     }
 }

@@ -25,7 +25,7 @@
 
 use crate::align::{align_down, align_up, units_for};
 use crate::layout::{CHUNK, CHUNK_UNITS, REGION_BYTES, REGION_UNITS, UNIT};
-use crate::marks::{Marks, Which};
+use crate::marks::Marks;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::sys;
 
@@ -531,8 +531,8 @@ impl Spans {
         }
     }
 
-    /// Gives pages of free spans back. Returns the bytes that were resident, if asked for.
-    pub fn discard_free(&mut self, which: Which, count_resident: bool) -> usize {
+    /// Gives pages of free spans back: all of them, or those of aged chunks only. Returns the bytes that were resident.
+    pub fn discard_free(&mut self, only_aged: bool, count_resident: bool) -> usize {
         self.fold();
         let mut given = 0usize;
         let mut unit = 0usize;
@@ -552,7 +552,7 @@ impl Spans {
                 let mut run_end = at;
                 // Gather neighbouring chunks into one call.
                 let mut next_end = chunk_end;
-                while run_end < end && self.may_discard(run_end, next_end, which) {
+                while run_end < end && self.may_discard(run_end, next_end, only_aged) {
                     run_end = next_end;
                     next_end = run_end.wrapping_add(CHUNK_UNITS).min(end);
                 }
@@ -568,11 +568,11 @@ impl Spans {
         given
     }
 
-    fn may_discard(&mut self, from: usize, to: usize, which: Which) -> bool {
+    fn may_discard(&mut self, from: usize, to: usize, only_aged: bool) -> bool {
         let chunk = from / CHUNK_UNITS;
         let mut marks = self.marks(chunk / REGION_CHUNKS);
         let inner = chunk % REGION_CHUNKS;
-        if which == Which::Aged {
+        if only_aged {
             to.wrapping_sub(from) == CHUNK_UNITS && marks.is_aged(inner)
         } else {
             marks.is_dirty(inner)

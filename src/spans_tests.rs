@@ -205,8 +205,7 @@ impl Oracle {
             13 => self.resize(b, units),
             14 if a % 4 == 0 => {
                 self.fold();
-                let which = if a % 8 == 0 { Which::Aged } else { Which::Dirty };
-                self.spans.discard_free(which, false);
+                self.spans.discard_free(a % 8 == 0, false);
                 if a % 16 == 0 {
                     self.spans.age();
                 }

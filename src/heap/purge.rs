@@ -6,7 +6,6 @@
 use super::{Heap, LANES};
 use crate::align::align_down;
 use crate::layout::{CHUNK, CHUNK_GRANULES, GRANULE, UNIT, WORD_GRANULES};
-use crate::marks::Which;
 use crate::sys;
 
 /// The clock is read on one slow path in this many.
@@ -15,10 +14,10 @@ const TICK_CALLS: u32 = 32;
 const TICK_MILLIS: u64 = 1_000;
 const TICK_STEPS: u64 = 4;
 const TICK_MOST_MILLIS: u64 = 30_000;
-/// What is held is compared with what lives whenever an eighth of it has been used that was clean, at least this much.
-pub(super) const LOOK_CHUNKS: usize = (8 << 20) / CHUNK;
+/// What is held is compared with what lives whenever a sixteenth of it has been used that was clean, at least this much.
+pub(super) const LOOK_CHUNKS: usize = (4 << 20) / CHUNK;
 /// Free pages are given back then if no more than this share of what is held lives.
-const HELD: (usize, usize) = (5, 8);
+const HELD: (usize, usize) = (2, 3);
 
 impl Heap {
     /// Ends an interval of use marks when it is time, and gives back what has aged.
@@ -42,7 +41,7 @@ impl Heap {
             return;
         }
         self.gave_up_in = 0;
-        self.discard(Which::Aged, false);
+        self.discard(true, false);
         self.marks.age(self.small.high.div_ceil(CHUNK_GRANULES));
         self.spans.age();
     }
@@ -52,43 +51,37 @@ impl Heap {
     /// steps that use one area and then the other must not be made to fault each time.
     #[cold]
     fn look_at_held(&mut self) {
-        let chunks = self.small.high.div_ceil(CHUNK_GRANULES);
-        let held = self.marks.count_dirty(chunks).wrapping_add(self.spans.count_dirty());
         (self.dirtied, self.spans.dirtied) = (0, 0);
-        self.look_at = LOOK_CHUNKS.max(held / 8);
+        let high = self.small.high;
+        let chunks = self.marks.count_dirty(high.div_ceil(CHUNK_GRANULES));
+        let held = chunks.wrapping_add(self.spans.count_dirty()).wrapping_mul(CHUNK);
+        self.look_at = LOOK_CHUNKS.max(held / CHUNK / 16);
         if self.gave_up_in != 0 && self.gave_up_in != self.serial {
             return;
         }
-        let small = self
-            .map
-            .count(self.small.high.div_ceil(WORD_GRANULES))
-            .wrapping_mul(GRANULE);
+        let small = self.map.count(high.div_ceil(WORD_GRANULES)).wrapping_mul(GRANULE);
         let live = small.wrapping_add(self.spans.state.used.wrapping_mul(UNIT));
-        if live.wrapping_mul(HELD.1) <= held.wrapping_mul(CHUNK).wrapping_mul(HELD.0) {
+        if live.wrapping_mul(HELD.1) <= held.wrapping_mul(HELD.0) {
             self.gave_up_in = self.serial;
-            self.discard(Which::Dirty, false);
+            self.discard(false, false);
         }
     }
 
-    /// Gives pages of free memory back; the bytes that were resident, if asked for.
-    pub(super) fn discard(&mut self, which: Which, count_resident: bool) -> usize {
-        let spans = self.spans.discard_free(which, count_resident);
-        spans.wrapping_add(self.discard_small(which, count_resident))
+    /// Gives pages of free memory back, all or the aged; the bytes that were resident, if asked for.
+    pub(super) fn discard(&mut self, only_aged: bool, count_resident: bool) -> usize {
+        let spans = self.spans.discard_free(only_aged, count_resident);
+        spans.wrapping_add(self.discard_small(only_aged, count_resident))
     }
 
-    fn discard_small(&mut self, which: Which, count_resident: bool) -> usize {
+    fn discard_small(&mut self, only_aged: bool, count_resident: bool) -> usize {
         let page = sys::page_size() / GRANULE;
         let high = self.small.high;
         let (mut given, mut run, mut at, mut whole) = (0usize, 0usize, 0usize, true);
-        // `[run, at)` are free pages not yet given back; `whole` says that the chunk has no others so far.
+        // `[run, at)` are free pages not yet given back; `whole` says that the chunk has had no others.
         while at < high {
             let next = at.wrapping_add(page).min(high);
             let chunk = at / CHUNK_GRANULES;
-            let asked = match which {
-                Which::Aged => self.marks.is_aged(chunk),
-                Which::Dirty => self.marks.is_dirty(chunk),
-                Which::All => true,
-            };
+            let asked = !only_aged || self.marks.is_aged(chunk);
             let free = asked && next.wrapping_sub(at) == page && self.map.first_live(at, next) == next;
             if !free {
                 given = given.wrapping_add(self.discard_run(run, at, count_resident));
@@ -103,9 +96,11 @@ impl Heap {
             } else {
                 at = next;
                 if at % CHUNK_GRANULES == 0 || at >= high {
-                    // What ages without blocks of its own coming or going is not looked at again each time.
-                    if whole || which == Which::Aged {
+                    // What has aged beside blocks that stay is not looked at in each interval.
+                    if whole || only_aged {
                         self.marks.clean(chunk);
+                    } else {
+                        self.marks.quiet(chunk);
                     }
                     whole = true;
                 }
@@ -144,7 +139,7 @@ impl Heap {
             *mark = self.granule(self.lanes[index % LANES].pos);
             self.give_up_hole(index);
         }
-        let given = self.discard(Which::All, true);
+        let given = self.discard(false, true);
         for (index, mark) in marks.into_iter().enumerate() {
             self.take_from(index, mark);
         }
