@@ -374,9 +374,9 @@ impl Heap {
             }
             (self.base, self.len) = (0, 0);
         }
-        self.note_special();
     }
 
+    /// After every change of what it adds up.
     fn note_special(&mut self) {
         self.special = self.counting | self.suspensions | self.deeper | CHECKED as u32;
     }

@@ -40,6 +40,9 @@ impl Marks {
     #[inline]
     pub fn touch(&mut self, first: usize, last: usize) -> usize {
         let (mut at, mut clean) = (first, 0usize);
+        if first == last && self.is_recent(at) {
+            return 0;
+        }
         while at <= last {
             let count = (64 - at % 64).min(last.wrapping_sub(at).wrapping_add(1));
             let mask = crate::layout::low_mask(at % 64, count);
@@ -54,6 +57,13 @@ impl Marks {
             at = at.wrapping_add(count);
         }
         clean
+    }
+
+    /// Whether touching the chunk again would change nothing.
+    #[inline]
+    fn is_recent(&mut self, chunk: usize) -> bool {
+        let both = *self.word(TOUCHED, chunk / 64) & *self.word(DIRTY, chunk / 64);
+        both >> (chunk % 64) & 1 == 1
     }
 
     /// How many of the first `chunks` chunks may have pages in memory.

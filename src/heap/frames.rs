@@ -141,6 +141,7 @@ impl Heap {
         self.active = kind != Kind::Outside;
         self.counting = self.counting.wrapping_add(u32::from(kind == Kind::Counted));
         self.hide();
+        self.note_special();
         ticket
     }
 
@@ -155,6 +156,7 @@ impl Heap {
             self.show();
             self.active = false;
             self.hide();
+            self.note_special();
             return Ticket {
                 index: DEEPER_OUTSIDE,
                 serial,
@@ -255,6 +257,7 @@ impl Heap {
         }
         self.active = self.top_is_active();
         self.hide();
+        self.note_special();
     }
 
     fn leave_deeper_outside(&mut self, serial: u64) {
@@ -284,6 +287,7 @@ impl Heap {
         }
         self.active = self.top_is_active();
         self.hide();
+        self.note_special();
     }
 
     /// Takes the hole that begins where the frame began, as far as its memory is free.
