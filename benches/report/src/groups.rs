@@ -75,8 +75,8 @@ pub const GROUPS: [Group; 5] = [
         has_quick: true,
         readme_arguments: &["--quick"],
         build_seconds: 600,
-        round_seconds: 300,
-        quick_seconds: 100,
+        round_seconds: 420,
+        quick_seconds: 140,
     },
     Group {
         name: "explicit",
@@ -98,8 +98,8 @@ pub const GROUPS: [Group; 5] = [
         has_quick: false,
         readme_arguments: &[],
         build_seconds: 120,
-        round_seconds: 40,
-        quick_seconds: 40,
+        round_seconds: 60,
+        quick_seconds: 60,
     },
 ];
 

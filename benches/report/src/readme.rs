@@ -3,7 +3,7 @@ use stepalloc_measure::figures::Figures;
 use stepalloc_measure::sample;
 use stepalloc_measure::table::{figure, with_interval, Table};
 
-use crate::groups::Kind;
+use crate::groups::{Kind, GROUPS};
 use crate::results::{Origin, Results};
 use crate::sections::{best_peer, explicit_rows, verdict};
 
@@ -110,7 +110,14 @@ pub fn figures(all: &[Results], draft: bool) -> Result<String, String> {
             results.group.name
         ));
     }
-    let mut text = said(all, !incomplete.is_empty());
+    // Tables of other groups would be lost.
+    let missing = GROUPS
+        .iter()
+        .find(|group| all.iter().all(|results| results.group.name != group.name));
+    if let (Some(group), false) = (missing, draft) {
+        return Err(format!("{}: there are no results; --draft does without", group.name));
+    }
+    let mut text = said(all, !incomplete.is_empty() || missing.is_some());
     for results in all {
         let figures = &results.figures;
         text += &match results.group.name {
@@ -139,33 +146,40 @@ fn is_partial(results: &Results) -> bool {
 /// Where, when and by which commands the figures were made: once if that is the same for all.
 fn said(all: &[Results], is_draft: bool) -> String {
     let words = |origin: &Origin| {
+        let rounds = match origin.extent.rounds {
+            1 => "one round".to_string(),
+            rounds => format!("medians of {rounds} rounds"),
+        };
         let short = if origin.extent.for_readme {
             " of short processes"
         } else {
             ""
         };
-        format!(
-            "medians of {} rounds{short}; {}; {}, commit {}: `{}`",
-            origin.extent.rounds, origin.machine, origin.date, origin.commit, origin.command
-        )
+        let (command, machine, date, commit) = (&origin.command, &origin.machine, &origin.date, &origin.commit);
+        format!("`{command}`: {rounds}{short}, commit {commit}, {date}, {machine}")
     };
     let mut origins: Vec<String> = all.iter().map(|results| words(&results.origin)).collect();
     origins.dedup();
-    let text = match origins.as_slice() {
-        [one] => one.clone(),
+    let made = match origins.as_slice() {
+        [one] => format!("One command makes all of it, {one}."),
         _ => {
             let each = all
                 .iter()
-                .map(|results| format!("{}: {}", results.group.name, words(&results.origin)));
-            each.collect::<Vec<_>>().join(". ")
+                .map(|results| format!("Of {}, {}.", results.group.name, words(&results.origin)));
+            each.collect::<Vec<_>>().join(" ")
         }
     };
-    let draft = if is_draft { " (A draft: not the whole run.)" } else { "" };
-    wrapped(&format!(
-        "All of it is printed by one command, here {text}{draft}. Of every figure less is better; in brackets is the 95 % \
-         confidence interval; bold is where stepalloc loses, which is said where the interval leaves out 1. The peers are \
-         `System` (glibc), mimalloc 3, jemalloc, snmalloc and rpmalloc."
-    )) + "\n"
+    let draft = if is_draft {
+        " This is a draft: not the whole run."
+    } else {
+        ""
+    };
+    let text = format!(
+        "{made}{draft} Of every figure less is better; in brackets is the 95 % confidence interval; bold is where stepalloc \
+         loses, which is said where the interval leaves out 1. The peers are `System` (glibc), mimalloc 3, jemalloc, \
+         snmalloc and rpmalloc."
+    );
+    wrapped(&text) + "\n"
 }
 
 /// Words in lines as long as the README's.
@@ -326,6 +340,10 @@ fn frameworks(figures: &Figures) -> String {
         "and that is",
         "peak resident to `System`'s",
     ];
+    let words = |row: &str| match row.rsplit_once('-') {
+        Some((program, threads)) => format!("{}, {}", program.replace('-', " "), threads.trim_end_matches('t')),
+        None => row.into(),
+    };
     let mut table = Table::new(heads);
     for row in figures.rows() {
         let best = best_peer(figures, &row, "ms").map_or("", |best| best.0);
@@ -334,7 +352,7 @@ fn frameworks(figures: &Figures) -> String {
         let interval = figures.interval(&row, "ms", "stepalloc", best);
         let loses = to_best.is_some_and(|ratio| verdict(ratio, interval) == "loses");
         table.row([
-            row.trim_end_matches('t').replace("-", " ").replacen(" ", ": ", 1),
+            words(&row),
             figure(ratio("ms", "stepalloc")),
             figure(ratio("ms", "stepalloc-outside")),
             mark(with_interval(to_best, interval), loses),
@@ -342,10 +360,10 @@ fn frameworks(figures: &Figures) -> String {
             figure(ratio("peak_mib", "stepalloc")),
         ]);
     }
-    let words =
+    let text =
         "Steps of unmodified frameworks on one thread and on two; the losses are the same in every bit under every \
                  allocator, or the command fails. A scope covers the training thread only.";
-    format!("{}\n{table}", wrapped(words))
+    format!("{}\n{table}", wrapped(text))
 }
 
 /// Our pieces beside the fastest peer of each group.

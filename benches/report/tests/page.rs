@@ -256,8 +256,8 @@ fn the_readme_takes_whole_runs_only() {
     for part in [
         "JSON documents",
         "**1.80",
-        "A draft",
-        "candle: mlp 1",
+        "This is a draft",
+        "candle mlp, 1",
         "| 490 ",
         "A <CPU> & more",
         "`a command`",
