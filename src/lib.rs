@@ -1,3 +1,7 @@
+// The README's links into the source. Of two definitions the first counts: here they are the modules' pages.
+//! [The design]: crate::design
+//! [The migration guide]: crate::migration
+//!
 #![doc = include_str!("../README.md")]
 
 // Layer 0: arithmetic and plain values.

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Mutex;
 use std::thread;
 use stepalloc::{in_arena, outside_scope, scope_depth, ArenaScope, StepAlloc};
+use stepalloc_trace_format::{Op, Record};
 use support::block::Block;
 use support::random::Random;
 
@@ -19,47 +20,10 @@ static ARENA: StepAlloc = StepAlloc::new().large_threshold(LARGE);
 /// From this size blocks outside scopes are the arena's too.
 const LARGE: usize = 128 * 1024;
 
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Op {
-    Alloc,
-    Free,
-    AllocZeroed,
-    Realloc,
-    StepBegin,
-    StepEnd,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Record {
-    op: Op,
-    thread: usize,
-    align: usize,
-    block: usize,
-    size: usize,
-}
-
-/// A trace decoded; its format is in `tests/traces/README.md`.
+/// A recording's records; what they mean stands in `tests/traces/README.md`.
 fn decode(path: &Path) -> Vec<Record> {
-    const OPS: [Op; 6] = [
-        Op::Alloc,
-        Op::Free,
-        Op::AllocZeroed,
-        Op::Realloc,
-        Op::StepBegin,
-        Op::StepEnd,
-    ];
-    let packed = std::fs::read(path).unwrap();
-    let mut bytes = vec![];
-    lzma_rs::xz_decompress(&mut &packed[..], &mut bytes).unwrap();
-    assert_eq!(bytes.len() % 20, 0);
-    let record = |r: &[u8]| Record {
-        op: OPS[r[0] as usize],
-        thread: r[1] as usize,
-        align: 1 << r[2],
-        block: u32::from_le_bytes(r[8..12].try_into().unwrap()) as usize,
-        size: u64::from_le_bytes(r[12..20].try_into().unwrap()) as usize,
-    };
-    bytes.chunks_exact(20).map(record).collect()
+    let bytes = stepalloc_trace_format::unpack(&std::fs::read(path).unwrap()).unwrap();
+    stepalloc_trace_format::records(&bytes).map(Result::unwrap).collect()
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -86,18 +50,19 @@ struct Replay {
 
 impl Replay {
     fn request(&self, record: &Record, block: &mut Option<Block>) {
-        let layout = || Layout::from_size_align(record.size, record.align).unwrap();
+        let size = record.size as usize;
+        let layout = || Layout::from_size_align(size, 1 << record.align_log2).unwrap();
         match record.op {
             Op::Alloc | Op::AllocZeroed => {
                 let zeroed = record.op == Op::AllocZeroed;
-                *block = Some(Block::make(&ARENA, layout(), record.block as u64, zeroed));
+                *block = Some(Block::make(&ARENA, layout(), record.block.into(), zeroed));
             }
-            Op::Realloc => block.as_mut().unwrap().resize(&ARENA, record.size),
+            Op::Realloc => block.as_mut().unwrap().resize(&ARENA, size),
             Op::Free => return block.take().unwrap().free(&ARENA),
             Op::StepBegin | Op::StepEnd => return,
         }
         let at = block.as_ref().unwrap().ptr();
-        if record.size >= LARGE {
+        if size >= LARGE {
             assert!(
                 in_arena(at),
                 "{record:?}: a large block is the arena's, in a scope or not"
@@ -111,10 +76,10 @@ impl Replay {
     }
 
     /// Plays the records of `thread`, or all of them, each when it is its turn.
-    fn play(&self, thread: Option<usize>) {
+    fn play(&self, thread: Option<u8>) {
         let mut guards: Vec<ArenaScope> = vec![];
         let mut random = match self.scopes {
-            Scopes::AtRandom(seed) => Random::new(seed ^ thread.unwrap_or(99) as u64),
+            Scopes::AtRandom(seed) => Random::new(seed ^ u64::from(thread.unwrap_or(99))),
             _ => Random::new(0),
         };
         for (index, record) in self.records.iter().enumerate() {
@@ -142,9 +107,9 @@ impl Replay {
                 }
                 _ => {}
             }
-            if record.op != Op::StepBegin && record.op != Op::StepEnd {
+            if !record.op.is_mark() {
                 let mut blocks = self.blocks.lock().unwrap();
-                let block = &mut blocks[record.block];
+                let block = &mut blocks[record.block as usize];
                 if suspend {
                     outside_scope(|| self.request(record, block));
                 } else {
@@ -157,9 +122,7 @@ impl Replay {
 }
 
 fn replay(name: &str, records: &[Record], scopes: Scopes, own_threads: bool) {
-    let made = records
-        .iter()
-        .filter(|record| record.op != Op::StepBegin && record.op != Op::StepEnd);
+    let made = records.iter().filter(|record| !record.op.is_mark());
     let blocks = 1 + made.map(|record| record.block).max().unwrap();
     let replay = Replay {
         records: records.to_vec(),

@@ -6,15 +6,20 @@
 //! `TOLERANCE` above. `cargo bench --bench counts -- --bless` writes the file anew.
 //!
 //! They are the compiler's figures too: the file names the version that they were made with, and with another one
-//! they are printed and not judged. Without valgrind nothing is counted, and the program says so.
+//! they are printed and not judged, nor are those of the feature `hardened`. Without valgrind nothing is counted, and the
+//! program says so.
+//!
+//! `cargo bench --bench counts -- --csv FILE` judges nothing and adds the counts to a file for `benches/report`.
 
 use std::alloc::{alloc, dealloc, realloc, Layout};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::hint::black_box;
+use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::thread;
+use std::time::Instant;
 
 use stepalloc::{arena_scope, outside_scope, ArenaScope, StepAlloc};
 
@@ -149,6 +154,23 @@ fn instructions(name: &str, rounds: u64) -> Option<u64> {
     Some(line.trim().parse().expect("a number"))
 }
 
+/// Adds the counts to a file of values, as `benches/report` reads them: this build's are a column of their own.
+fn add_to(path: &str, counts: &[(&str, f64)]) {
+    let is_new = !Path::new(path).exists();
+    let column = if cfg!(feature = "hardened") {
+        "hardened"
+    } else {
+        "plain"
+    };
+    let mut text = String::from(if is_new { "row,figure,column,round,value\n" } else { "" });
+    for (name, count) in counts {
+        writeln!(text, "{name},instructions,{column},0,{count}").expect("a string takes it");
+    }
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+    let written = file.and_then(|mut file| file.write_all(text.as_bytes()));
+    written.expect("the file can be written");
+}
+
 fn compiler() -> String {
     let rustc = std::env::var_os("RUSTC").unwrap_or("rustc".into());
     let out = Command::new(rustc).arg("--version").output().expect("rustc runs");
@@ -177,11 +199,13 @@ fn main() -> ExitCode {
         .filter_map(|line| line.split_once(' '))
         .filter_map(|(name, count)| Some((name, count.trim().parse().ok()?)))
         .collect();
-    let judged = file.lines().any(|line| line == format!("compiler {compiler}"));
+    let csv = arguments.iter().skip_while(|argument| *argument != "--csv").nth(1);
+    let judged =
+        csv.is_none() && !cfg!(feature = "hardened") && file.lines().any(|line| line == format!("compiler {compiler}"));
     let mut text = format!(
         "Instructions an operation; written by `cargo bench --bench counts -- --bless`.\ncompiler {compiler}\n"
     );
-    let mut more = 0;
+    let (mut more, mut counts, started) = (0, Vec::new(), Instant::now());
     println!("{:<20} {:>10} {:>10}", "operation", "now", "in file");
     for (name, _, operations) in OPERATIONS {
         let [few, many] = ROUNDS.map(|rounds| instructions(name, rounds).expect("valgrind was there before"));
@@ -200,6 +224,15 @@ fn main() -> ExitCode {
             before.unwrap_or(f64::NAN)
         );
         writeln!(text, "{name} {count:.1}").expect("a string takes it");
+        counts.push((name, count));
+        // For who shows progress itself.
+        if std::env::var_os("STEPALLOC_PROGRESS").is_some() {
+            let (done, all) = (2 * counts.len(), 2 * OPERATIONS.len());
+            eprintln!("{done}/{all} processes, {} s", started.elapsed().as_secs());
+        }
+    }
+    if let Some(path) = csv {
+        add_to(path, &counts);
     }
     if bless {
         std::fs::write(FILE, text).expect("the file can be written");
@@ -207,7 +240,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if !judged {
-        println!("not judged: the file is of another compiler than {compiler}");
+        println!("not judged: only the plain build is, by the compiler that the file names");
         return ExitCode::SUCCESS;
     }
     println!(

@@ -40,9 +40,12 @@ fn run() -> Result<(), String> {
     if scopes && !stepalloc::is_installed() {
         return Err("scopes, but stepalloc is not the global allocator".into());
     }
-    // candle runs this on a thread of its own pool. A scope out here would belong to the main thread and see nothing:
-    // they are opened inside, one a step.
-    Device::Cpu.with_context(|| train(entry, scopes, steps))
+    if entry.is_candle {
+        // On a thread of candle's own pool. A scope out here would belong to the main thread and see nothing: they are
+        // opened inside, one a step.
+        return Device::Cpu.with_context(|| train(entry, scopes, steps));
+    }
+    train(entry, scopes, steps)
 }
 
 fn train(entry: &Entry, scopes: bool, steps: usize) -> Result<(), String> {

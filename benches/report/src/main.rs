@@ -53,7 +53,7 @@ struct Folder {
 struct RunOptions {
     #[command(flatten)]
     folder: Folder,
-    /// Only these groups: peers, traces, explicit, frameworks (may be given again)
+    /// Only these groups: peers, traces, frameworks, explicit, counts (may be given again)
     #[arg(long, value_name = "GROUP")]
     only: Vec<String>,
     /// Only workloads and recordings of this name (may be given again)
@@ -62,15 +62,24 @@ struct RunOptions {
     /// Only these allocators (may be given again; System always runs)
     #[arg(long, value_name = "NAME")]
     alloc: Vec<String>,
-    /// Times that everything runs
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
-    /// A tenth to a third of the work: to steer by
+    /// Times that everything runs [default: 5; with --quick 1]
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// A tenth to a third of the work, once: to steer by
     #[arg(long)]
     quick: bool,
+    /// As much as the README's figures need: five rounds of short processes, and no columns that it does not show
+    #[arg(long, conflicts_with_all = ["quick", "only", "work", "alloc"])]
+    for_readme: bool,
     /// Go on with an interrupted run: what is complete is not run again
     #[arg(long)]
     resume: bool,
+}
+
+impl RunOptions {
+    fn rounds(&self) -> usize {
+        self.rounds.unwrap_or(if self.quick { 1 } else { 5 })
+    }
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -91,8 +100,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 fn run_all(options: &RunOptions) -> Result<(), String> {
     let groups = chosen(&options.only)?;
     let extent = Extent {
-        rounds: options.rounds,
+        rounds: options.rounds(),
         quick: options.quick,
+        for_readme: options.for_readme,
         work: options.work.clone(),
         alloc: options.alloc.clone(),
     };
@@ -108,9 +118,8 @@ fn chosen(only: &[String]) -> Result<Vec<&'static Group>, String> {
     for name in only {
         match GROUPS.iter().find(|group| group.name == name) {
             None => {
-                return Err(format!(
-                    "no group is called {name}; there are peers, traces, explicit, frameworks"
-                ))
+                let names = GROUPS.map(|group| group.name).join(", ");
+                return Err(format!("no group is called {name}; there are {names}"));
             }
             Some(group) if !is_there(group) => return Err(format!("there is no folder {}", group.folder().display())),
             Some(_) => {}
@@ -131,11 +140,12 @@ fn command(options: &RunOptions) -> String {
     for (flag, names) in lists {
         names.iter().for_each(|name| command += &format!(" {flag} {name}"));
     }
-    command += &format!(" --rounds {}", options.rounds);
-    if options.quick {
-        command += " --quick";
+    for (flag, is_given) in [("--quick", options.quick), ("--for-readme", options.for_readme)] {
+        if is_given {
+            command += &format!(" {flag}");
+        }
     }
-    command
+    command + &format!(" --rounds {}", options.rounds())
 }
 
 /// Markdown, charts, ratios and the page.

@@ -3,25 +3,29 @@ use stepalloc_measure::figures::Figures;
 use stepalloc_measure::sample;
 use stepalloc_measure::table::{figure, with_interval, Table};
 
-use crate::results::Results;
-use crate::sections::{best_peer, verdict};
+use crate::groups::{Kind, GROUPS};
+use crate::results::{Origin, Results};
+use crate::sections::{best_peer, explicit_rows, verdict};
 
 const BEGIN: &str = "<!-- figures: begin -->";
 const END: &str = "<!-- figures: end -->";
 
-/// Rows of the README: a pattern of workloads (`*` at its end: all that begin so, their geometric mean), the figure, and
+/// A row of the README: a pattern of workloads (`*` at its end: all that begin so, their geometric mean), the figure, and
 /// the words for it.
-const TIMES: [(&str, &str, &str); 16] = [
+type Row = (&'static str, &'static str, &'static str);
+
+const TIMES: [Row; 17] = [
     ("pair-*", "ns", "allocate and free one small block (16 to 1,024 B)"),
     ("batch-1000-*", "ns", "1,000 mixed small blocks, then free all"),
     ("batch-100000-*", "ns", "100,000"),
     ("rc-graph", "ns", "a graph of `Rc` built and dropped"),
     ("json", "ns", "JSON documents parsed and dropped"),
     ("collections", "ns", "`String`, `HashMap`, `BTreeMap`"),
+    ("grow-small", "ns", "a `Vec` pushed to 4 KiB"),
+    ("vec-256mb", "ms", "a `Vec` pushed to 256 MB"),
     ("tensor-small", "ms", "a training step's buffers, 4 to 256 KiB"),
     ("tensor-medium", "ms", "64 KiB to 4 MiB"),
     ("tensor-large", "ms", "64 KiB to 64 MiB"),
-    ("vec-256mb", "ms", "a `Vec` pushed to 256 MB"),
     ("zeroed-64mb", "ms", "64 MB zeroed"),
     ("enter-leave", "ns", "enter and leave an empty scope, to a pair of 32 B"),
     ("escape-*", "ns", "1,000 blocks a step of which some stay"),
@@ -34,7 +38,14 @@ const TIMES: [(&str, &str, &str); 16] = [
     ("replace-*", "ns", "200,000 blocks replaced at random in one scope"),
 ];
 
-const MEMORY: [(&str, &str, &str); 6] = [
+/// Outside any scope, where `System` serves what is small.
+const TIMES_OUTSIDE: [Row; 3] = [
+    ("pair-*", "ns", "outside any scope: one small block"),
+    ("batch-1000-*", "ns", "outside: 1,000 mixed small blocks"),
+    ("tensor-large", "ms", "outside: a step's buffers, 64 KiB to 64 MiB"),
+];
+
+const MEMORY: [Row; 8] = [
     (
         "escapee-*",
         "bytes_a_kept_block",
@@ -56,6 +67,12 @@ const MEMORY: [(&str, &str, &str); 6] = [
         "tensor-large",
         "peak_over_live",
         "a training step's buffers, 64 KiB to 64 MiB: peak to live",
+    ),
+    ("tensor-large", "faults", "page faults in such a step"),
+    (
+        "thread-turns",
+        "after_mib",
+        "200 threads in turn that use 100 MB: MiB resident at the end",
     ),
 ];
 
@@ -86,167 +103,290 @@ pub fn put(readme: &str, figures: &str) -> Result<String, String> {
 /// # Errors
 /// When results are not complete, unless `draft`: then the text says so.
 pub fn figures(all: &[Results], draft: bool) -> Result<String, String> {
-    let mut text = String::new();
-    for results in all {
-        let origin = &results.origin;
-        let is_partial = !origin.is_complete()
-            || origin.extent.quick
-            || !origin.extent.work.is_empty()
-            || !origin.extent.alloc.is_empty()
-            || origin.commit.contains("changes")
-            || (results.group.is_matrix && results.figures.round_count() < sample::LEAST_ROUNDS);
-        if is_partial && !draft {
-            return Err(format!(
-                "{}: quick, partial, or of a commit that nobody can check out; --draft takes it all the same",
-                results.group.name
-            ));
-        }
-        let table = match results.group.name {
-            "peers" => peers(&results.figures),
-            "traces" => traces(&results.figures),
-            _ => continue,
-        };
-        text += &format!(
-            "{table}\nMedians of {} rounds{}; {}; {}, commit {}: `{}`\n\n",
-            results.figures.round_count(),
-            if is_partial {
-                " (a draft: not the whole run)"
-            } else {
-                ""
-            },
-            origin.machine,
-            origin.date,
-            origin.commit,
-            origin.command,
-        );
+    let incomplete: Vec<&Results> = all.iter().filter(|results| is_partial(results)).collect();
+    if let (Some(results), false) = (incomplete.first(), draft) {
+        return Err(format!(
+            "{}: quick, partial, or of a commit that nobody can check out; --draft takes it all the same",
+            results.group.name
+        ));
     }
-    if text.is_empty() {
-        return Err("there are neither results of peers nor of traces".into());
+    // Tables of other groups would be lost.
+    let missing = GROUPS
+        .iter()
+        .find(|group| all.iter().all(|results| results.group.name != group.name));
+    if let (Some(group), false) = (missing, draft) {
+        return Err(format!("{}: there are no results; --draft does without", group.name));
+    }
+    let mut text = said(all, !incomplete.is_empty() || missing.is_some());
+    for results in all {
+        let figures = &results.figures;
+        text += &match results.group.name {
+            "peers" => peers(figures),
+            "traces" => traces(figures),
+            "frameworks" => frameworks(figures),
+            "explicit" => explicit(figures),
+            "counts" => counts(figures),
+            other => return Err(format!("the README has no place for {other}")),
+        };
+        text += "\n";
     }
     Ok(text)
 }
 
-/// The workloads that a pattern stands for.
-fn matching(figures: &Figures, pattern: &str, name: &str) -> Vec<String> {
+fn is_partial(results: &Results) -> bool {
+    let origin = &results.origin;
+    !origin.is_complete()
+        || origin.extent.quick
+        || !origin.extent.work.is_empty()
+        || !origin.extent.alloc.is_empty()
+        || origin.commit.contains("changes")
+        || (results.group.kind == Kind::Matrix && results.figures.round_count() < sample::LEAST_ROUNDS)
+}
+
+/// Where, when and by which commands the figures were made: once if that is the same for all.
+fn said(all: &[Results], is_draft: bool) -> String {
+    let words = |origin: &Origin| {
+        let rounds = match origin.extent.rounds {
+            1 => "one round".to_string(),
+            rounds => format!("medians of {rounds} rounds"),
+        };
+        let short = if origin.extent.for_readme {
+            " of short processes"
+        } else {
+            ""
+        };
+        let (command, machine, date, commit) = (&origin.command, &origin.machine, &origin.date, &origin.commit);
+        format!("`{command}`: {rounds}{short}, commit {commit}, {date}, {machine}")
+    };
+    let mut origins: Vec<String> = all.iter().map(|results| words(&results.origin)).collect();
+    origins.dedup();
+    let made = match origins.as_slice() {
+        [one] => format!("One command makes all of it, {one}."),
+        _ => {
+            let each = all
+                .iter()
+                .map(|results| format!("Of {}, {}.", results.group.name, words(&results.origin)));
+            each.collect::<Vec<_>>().join(" ")
+        }
+    };
+    let draft = if is_draft {
+        " This is a draft: not the whole run."
+    } else {
+        ""
+    };
+    let text = format!(
+        "{made}{draft} Of every figure less is better; in brackets is the 95 % confidence interval; bold is where stepalloc \
+         loses, which is said where the interval leaves out 1. The peers are `System` (glibc), mimalloc 3, jemalloc, \
+         snmalloc and rpmalloc."
+    );
+    wrapped(&text) + "\n"
+}
+
+/// Words in lines as long as the README's.
+fn wrapped(text: &str) -> String {
+    const WIDTH: usize = 120;
+    let (mut lines, mut line) = (String::new(), String::new());
+    for word in text.split(' ') {
+        if !line.is_empty() && line.chars().count() + 1 + word.chars().count() > WIDTH {
+            lines += &(std::mem::take(&mut line) + "\n");
+        }
+        line += if line.is_empty() { "" } else { " " };
+        line += word;
+    }
+    lines + &line + "\n"
+}
+
+fn mark(text: String, loses: bool) -> String {
+    if loses {
+        format!("**{text}**")
+    } else {
+        text
+    }
+}
+
+/// The workloads that a pattern stands for, where ours has a figure.
+fn matching(figures: &Figures, pattern: &str, name: &str, column: &str) -> Vec<String> {
     let fits = |row: &String| match pattern.strip_suffix('*') {
         Some(begin) => row.starts_with(begin),
         None => row == pattern,
     };
-    let has = |row: &String| figures.median(row, name, "stepalloc").is_some();
+    let has = |row: &String| figures.median(row, name, column).is_some();
     figures.rows().into_iter().filter(|row| fits(row) && has(row)).collect()
 }
 
+/// The geometric mean over the rows; of one row its value, which may be zero.
 fn mean(rows: &[String], value: impl Fn(&str) -> Option<f64>) -> Option<f64> {
+    if let [one] = rows {
+        return value(one).filter(|value| value.is_finite());
+    }
     let values: Option<Vec<f64>> = rows.iter().map(|row| value(row).filter(|value| *value > 0.0)).collect();
     sample::geometric_mean(values?)
 }
 
-fn peers(figures: &Figures) -> String {
-    let mark = |text: String, loses: bool| if loses { format!("**{text}**") } else { text };
-    let best_names = |rows: &[String], name: &str| {
-        let mut names: Vec<&str> = rows
-            .iter()
-            .filter_map(|row| Some(best_peer(figures, row, name)?.0))
-            .collect();
+/// A column of ours over some rows, beside the best peer of each.
+struct Compared {
+    own: Option<f64>,
+    best: Option<f64>,
+    best_names: String,
+    to_system: Option<f64>,
+    to_best: Option<f64>,
+    interval: Option<(f64, f64)>,
+}
+
+impl Compared {
+    /// `None` where nothing was measured.
+    fn new(figures: &Figures, (pattern, name, _): Row, column: &str) -> Option<Self> {
+        let rows = matching(figures, pattern, name, column);
+        if rows.is_empty() {
+            return None;
+        }
+        let best = |row: &str| best_peer(figures, row, name);
+        let of_best = |row: &str| best(row).map_or("", |best| best.0);
+        let mut names: Vec<&str> = rows.iter().map(|row| of_best(row)).collect();
         names.sort_unstable();
         names.dedup();
-        if names.len() == 1 {
-            names[0].to_string()
-        } else {
-            "each row's".into()
+        let rounds: Vec<Vec<f64>> = rows
+            .iter()
+            .map(|row| figures.ratios(row, name, column, of_best(row)))
+            .collect();
+        Some(Compared {
+            own: mean(&rows, |row| figures.median(row, name, column)),
+            best: mean(&rows, |row| best(row).map(|best| best.1)),
+            best_names: if let [one] = names[..] {
+                one.into()
+            } else {
+                "each row's".into()
+            },
+            to_system: mean(&rows, |row| figures.ratio(row, name, column, "System")),
+            to_best: mean(&rows, |row| figures.ratio(row, name, column, of_best(row))),
+            interval: sample::interval(&rounds),
+        })
+    }
+
+    fn loses(&self) -> bool {
+        match self.to_best {
+            Some(ratio) => verdict(ratio, self.interval) == "loses",
+            // No ratio to a peer that has none of it.
+            None => self.own > self.best,
         }
-    };
-    let mut text = String::from(
-        "Less is better; in brackets the 95 % confidence interval; bold where stepalloc loses. The peers are mimalloc 3, \
-         jemalloc,\nsnmalloc, rpmalloc and `System`.\n\n",
-    );
-    let mut table = Table::new([
+    }
+}
+
+fn peers(figures: &Figures) -> String {
+    let heads = [
         "work, in a scope",
         "time to `System`'s",
         "to the best peer's",
         "and that is",
-    ]);
-    for (pattern, name, words) in TIMES {
-        let rows = matching(figures, pattern, name);
-        if rows.is_empty() {
-            continue;
+    ];
+    let mut times = Table::new(heads);
+    let scoped = TIMES.map(|row| (row, "stepalloc"));
+    let outside = TIMES_OUTSIDE.map(|row| (row, "stepalloc-outside"));
+    for (row, column) in scoped.into_iter().chain(outside) {
+        if let Some(compared) = Compared::new(figures, row, column) {
+            let to_best = with_interval(compared.to_best, compared.interval);
+            times.row([
+                row.2.to_string(),
+                figure(compared.to_system),
+                mark(to_best, compared.loses()),
+                compared.best_names,
+            ]);
         }
-        let of_best = |row: &str| best_peer(figures, row, name).map_or("", |best| best.0);
-        let ratio = mean(&rows, |row| figures.ratio(row, name, "stepalloc", of_best(row)));
-        let samples: Vec<Vec<f64>> = rows
-            .iter()
-            .map(|row| figures.ratios(row, name, "stepalloc", of_best(row)))
-            .collect();
-        let interval = sample::interval(&samples);
-        let loses = ratio.is_some_and(|ratio| verdict(ratio, interval) == "loses");
-        let to_system = mean(&rows, |row| figures.ratio(row, name, "stepalloc", "System"));
-        table.row([
-            words.to_string(),
-            figure(to_system),
-            mark(with_interval(ratio, interval), loses),
-            best_names(&rows, name),
-        ]);
     }
-    text += &table.to_string();
-    let mut table = Table::new(["memory", "stepalloc", "best peer", "and that is"]);
-    let mut has_memory = false;
-    for (pattern, name, words) in MEMORY {
-        let rows = matching(figures, pattern, name);
-        if rows.is_empty() {
-            continue;
+    let mut memory = Table::new(["memory", "stepalloc", "best peer", "and that is"]);
+    for row in MEMORY {
+        if let Some(compared) = Compared::new(figures, row, "stepalloc") {
+            let own = mark(figure(compared.own), compared.loses());
+            memory.row([row.2.to_string(), own, figure(compared.best), compared.best_names]);
         }
-        has_memory = true;
-        let ours = mean(&rows, |row| figures.median(row, name, "stepalloc"));
-        let best = mean(&rows, |row| best_peer(figures, row, name).map(|best| best.1));
-        let loses = ours.zip(best).is_some_and(|(ours, best)| ours > best);
-        table.row([
-            words.to_string(),
-            mark(figure(ours), loses),
-            figure(best),
-            best_names(&rows, name),
-        ]);
     }
-    if has_memory {
-        text += &format!("\n{table}");
-    }
-    text
+    format!("{times}\n{memory}")
 }
 
 fn traces(figures: &Figures) -> String {
-    let rows = figures.rows();
-    let columns: Vec<String> = rows.first().map_or(Vec::new(), |row| figures.columns(row, "cpu_ms"));
-    let order = [
-        "System",
-        "mimalloc",
-        "jemalloc",
-        "snmalloc",
-        "stepalloc",
-        "stepalloc-outside",
-        "plan",
+    const COLUMNS: [(&str, &str); 7] = [
+        ("System", "`System`"),
+        ("mimalloc", "mimalloc 3"),
+        ("jemalloc", "jemalloc"),
+        ("snmalloc", "snmalloc"),
+        ("stepalloc", "stepalloc, a scope a step"),
+        ("stepalloc-outside", "stepalloc, no scope"),
+        ("plan", "packed plan that knows every lifetime"),
     ];
-    let columns: Vec<&str> = order
-        .into_iter()
-        .filter(|name| columns.iter().any(|column| column == name))
-        .collect();
-    let mean = |value: &dyn Fn(&str) -> Option<f64>| sample::mean(rows.iter().filter_map(|row| value(row)));
-    let cell = |column: &&str| {
-        let time = mean(&|row| figures.ratio(row, "cpu_ms", column, "System"));
-        let peak = mean(&|row| figures.median(row, "peak_ratio", column));
+    let rows = figures.rows();
+    let is_there = |column: &str| rows.iter().any(|row| figures.median(row, "cpu_ms", column).is_some());
+    let columns = || COLUMNS.into_iter().filter(|(column, _)| is_there(column));
+    let mut table = Table::new(columns().map(|(_, words)| words));
+    table.row(columns().map(|(column, _)| {
+        let time = mean(&rows, |row| figures.ratio(row, "cpu_ms", column, "System"));
+        let peak = mean(&rows, |row| figures.median(row, "peak_ratio", column));
         format!("{} / {}", figure(time), figure(peak))
-    };
-    let words = |column: &&str| match *column {
-        "stepalloc" => "stepalloc, a scope a step".to_string(),
-        "stepalloc-outside" => "stepalloc, no scope".into(),
-        "plan" => "packed plan that knows every lifetime".into(),
-        other => other.into(),
-    };
-    let mut table = Table::new(columns.iter().map(words));
-    table.row(columns.iter().map(cell));
-    format!(
+    }));
+    let words = format!(
         "Recordings of {} training programs, replayed with every byte written: CPU time of a step to `System`'s / peak \
-         resident\nto the live peak, means.\n\n{table}",
+         resident to the live peak, geometric means.",
         rows.len()
-    )
+    );
+    format!("{}\n{table}", wrapped(&words))
+}
+
+/// The programs, each with its threads: `candle-mlp-1t`.
+fn frameworks(figures: &Figures) -> String {
+    let heads = [
+        "program, threads",
+        "CPU time to `System`'s, a scope a step",
+        "no scope",
+        "to the best peer's, a scope a step",
+        "and that is",
+        "peak resident to `System`'s",
+    ];
+    let words = |row: &str| match row.rsplit_once('-') {
+        Some((program, threads)) => format!("{}, {}", program.replace('-', " "), threads.trim_end_matches('t')),
+        None => row.into(),
+    };
+    let mut table = Table::new(heads);
+    for row in figures.rows() {
+        let best = best_peer(figures, &row, "ms").map_or("", |best| best.0);
+        let ratio = |name: &str, column: &str| figures.ratio(&row, name, column, "System");
+        let to_best = figures.ratio(&row, "ms", "stepalloc", best);
+        let interval = figures.interval(&row, "ms", "stepalloc", best);
+        let loses = to_best.is_some_and(|ratio| verdict(ratio, interval) == "loses");
+        table.row([
+            words(&row),
+            figure(ratio("ms", "stepalloc")),
+            figure(ratio("ms", "stepalloc-outside")),
+            mark(with_interval(to_best, interval), loses),
+            best.to_string(),
+            figure(ratio("peak_mib", "stepalloc")),
+        ]);
+    }
+    let text =
+        "Steps of unmodified frameworks on one thread and on two; the losses are the same in every bit under every \
+                 allocator, or the command fails. A scope covers the training thread only.";
+    format!("{}\n{table}", wrapped(text))
+}
+
+/// Our pieces beside the fastest peer of each group.
+fn explicit(figures: &Figures) -> String {
+    let mut table = Table::new(["the explicit pieces", "ns", "to the fastest peer's", "and that is"]);
+    for row in explicit_rows(figures).into_iter().filter(|row| row.is_ours()) {
+        table.row([
+            row.label(),
+            figure(row.median),
+            mark(with_interval(row.ratio, row.interval), row.loses()),
+            row.best.clone().unwrap_or_default(),
+        ]);
+    }
+    table.to_string()
+}
+
+fn counts(figures: &Figures) -> String {
+    let mut table = Table::new(["instructions an operation", "plain", "`hardened`"]);
+    for row in figures.rows() {
+        let count = |column: &str| figure(figures.median(&row, "instructions", column));
+        table.row([row.clone(), count("plain"), count("hardened")]);
+    }
+    table.to_string()
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
-use crate::groups::{Extent, Group};
+use crate::groups::{Extent, Group, Kind};
 use crate::machine::{self, Machine};
 use crate::results::{self, Origin};
 
@@ -105,64 +105,88 @@ fn say_time(todo: &[(&Group, bool)], extent: &Extent, folder: &Path) {
     }
 }
 
-fn cargo(verb: &str, group: &Group) -> Command {
+fn cargo(verb: &[&str], group: &Group) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.args([verb, "--release", "--locked", "--quiet", "--manifest-path"]);
+    command.args(verb).args(["--locked", "--quiet", "--manifest-path"]);
     command.arg(group.folder().join("Cargo.toml")).stdin(Stdio::null());
-    // One folder for all: the peers' C and C++ is built once.
-    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/benches");
-    let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| own.into());
-    command.arg("--target-dir").arg(target);
+    if group.kind != Kind::Counts && std::env::var_os("CARGO_TARGET_DIR").is_none() {
+        // One folder for all packages: the peers' C and C++ is built once.
+        command
+            .arg("--target-dir")
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/benches"));
+    }
     command
 }
 
 fn build(group: &Group, title: &str) -> Result<(), String> {
     let bar = ProgressBar::new_spinner().with_message(format!("{title}: builds"));
     bar.enable_steady_tick(Duration::from_millis(200));
-    let output = cargo("build", group)
-        .output()
-        .map_err(|error| format!("cannot run cargo: {error}"))?;
-    bar.finish_and_clear();
-    if output.status.success() {
-        return Ok(());
+    if bar.is_hidden() {
+        eprintln!("{title}: builds");
     }
-    Err(format!(
-        "cargo build failed:\n{}",
-        String::from_utf8_lossy(&output.stderr)
-    ))
+    for verb in group.builds() {
+        let output = cargo(&verb, group).output();
+        let output = output.map_err(|error| format!("cannot run cargo: {error}"))?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            return Err(format!("cargo build failed:\n{said}"));
+        }
+    }
+    bar.finish_and_clear();
+    Ok(())
 }
 
 /// Runs the group's driver; its tables go to a file beside its values.
 fn drive(group: &Group, extent: &Extent, folder: &Path, goes_on: bool, title: &str) -> Result<(), String> {
     let fail = |error: std::io::Error| error.to_string();
     let csv = results::csv_path(folder, group);
-    let mut command = cargo("run", group);
-    command
-        .arg("--")
-        .args(group.arguments(extent))
-        .arg("--csv")
-        .arg(std::path::absolute(&csv).map_err(fail)?);
-    if group.is_matrix && goes_on && csv.exists() {
-        command.arg("--resume");
-    }
     let tables = std::fs::File::create(folder.join(format!("{}-driver.md", group.name))).map_err(fail)?;
+    let goes_on = goes_on && csv.exists();
+    if goes_on && group.kind != Kind::Matrix {
+        std::fs::remove_file(&csv).map_err(fail)?;
+    }
+    for verb in group.runs() {
+        let mut command = cargo(&verb, group);
+        command
+            .arg("--")
+            .args(group.arguments(extent))
+            .arg("--csv")
+            .arg(std::path::absolute(&csv).map_err(fail)?);
+        if goes_on && group.kind == Kind::Matrix {
+            command.arg("--resume");
+        }
+        watch(command.stdout(tables.try_clone().map_err(fail)?), title)?;
+    }
+    Ok(())
+}
+
+/// Runs a driver and shows how far it is.
+fn watch(command: &mut Command, title: &str) -> Result<(), String> {
+    let fail = |error: std::io::Error| error.to_string();
     let mut child = command
         .env("STEPALLOC_PROGRESS", "lines")
-        .stdout(tables)
         .stderr(Stdio::piped())
         .spawn()
         .map_err(|error| format!("cannot run cargo: {error}"))?;
-    let bar = ProgressBar::new(0).with_message(title.to_string());
-    let style = "{msg} {wide_bar} {pos}/{len}, {elapsed} so far, {eta} to go";
-    bar.set_style(ProgressStyle::with_template(style).map_err(|error| error.to_string())?);
-    let mut said = 0;
+    let style = |text: &str| ProgressStyle::with_template(text).map_err(|error| error.to_string());
+    // Until the driver says how much there is to do; one that runs in one piece never does.
+    let bar = ProgressBar::new_spinner().with_message(title.to_string());
+    bar.set_style(style("{msg} {spinner} {elapsed} so far")?);
+    bar.enable_steady_tick(Duration::from_millis(200));
+    if bar.is_hidden() {
+        eprintln!("{title}: runs");
+    }
+    let (counting, mut said) = (style("{msg} {wide_bar} {pos}/{len}, {elapsed} so far, {eta} to go")?, 0);
     for line in BufReader::new(child.stderr.take().ok_or("no standard error")?).lines() {
         let line = line.map_err(fail)?;
         let Some((done, total)) = progress(&line) else {
             bar.suspend(|| eprintln!("{line}"));
             continue;
         };
-        bar.set_length(total);
+        if bar.length() != Some(total) {
+            bar.set_style(counting.clone());
+            bar.set_length(total);
+        }
         bar.set_position(done);
         // Where nobody watches a terminal, a line for each tenth.
         if bar.is_hidden() && done * 10 / total.max(1) > said {

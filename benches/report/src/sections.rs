@@ -4,6 +4,7 @@ use stepalloc_measure::figures::Figures;
 use stepalloc_measure::sample;
 use stepalloc_measure::table::{figure, with_interval, Table};
 
+use crate::groups::Kind;
 use crate::results::Results;
 
 /// Who a bar belongs to.
@@ -73,6 +74,9 @@ const MEMORY: [&str; 6] = [
     "after_mib",
 ];
 
+/// A number that stands for all losses of a training program. Its driver compares it; it is no size.
+const DIGEST: &str = "losses";
+
 /// The general allocators.
 pub const PEERS: [&str; 5] = ["System", "mimalloc", "jemalloc", "snmalloc", "rpmalloc"];
 
@@ -110,6 +114,8 @@ pub fn meaning(name: &str) -> &str {
         "ns" => "ns an operation",
         "ms" | "cpu_ms" | "ms_a_step" | "step_ms" => "ms a step",
         "wall_ns" => "ns an operation, by the clock",
+        "wall_ms" => "ms a step, by the clock",
+        "instructions" => "instructions an operation",
         "first_ms" => "ms of the first step",
         "faults" => "page faults a step",
         "syscalls" => "system calls a step",
@@ -158,16 +164,14 @@ pub fn parts(all: &[Results]) -> Vec<Part> {
 fn part(results: &Results) -> Part {
     let (group, figures, origin) = (results.group, &results.figures, &results.origin);
     let mut sections = Vec::new();
-    if group.name == "explicit" {
-        sections.extend(explicit(figures));
-    } else {
-        sections.extend(against_best(group.name, figures));
-        sections.extend(
-            figures
-                .rows()
-                .iter()
-                .filter_map(|row| one_row(group.name, figures, row)),
-        );
+    match group.kind {
+        Kind::Once => sections.extend(explicit(figures)),
+        Kind::Counts => sections.extend(counts(figures)),
+        Kind::Matrix => {
+            sections.extend(against_best(group.name, figures));
+            let rows = figures.rows();
+            sections.extend(rows.iter().filter_map(|row| one_row(group.name, figures, row)));
+        }
     }
     let state = if origin.is_complete() {
         ""
@@ -178,14 +182,8 @@ fn part(results: &Results) -> Part {
         title: group.title.into(),
         what: group.what.into(),
         origin: format!(
-            "Medians of {} rounds{}{}. {}; {}; commit {}.{state}",
-            figures.round_count(),
-            if origin.extent.quick { ", quick" } else { "" },
-            if figures.round_count() < sample::LEAST_ROUNDS {
-                ", too few for confidence intervals"
-            } else {
-                ""
-            },
+            "{} {}; {}; commit {}.{state}",
+            how_often(results),
             origin.machine,
             origin.date,
             origin.commit,
@@ -193,6 +191,27 @@ fn part(results: &Results) -> Part {
         command: origin.command.clone(),
         sections,
     }
+}
+
+fn how_often(results: &Results) -> String {
+    let (rounds, extent) = (results.figures.round_count(), &results.origin.extent);
+    match results.group.kind {
+        Kind::Counts => return "One count each.".into(),
+        Kind::Once => return format!("Medians of {rounds} parts of one run."),
+        Kind::Matrix => {}
+    }
+    let short = match (extent.quick, extent.for_readme) {
+        (true, _) => ", quick",
+        (_, true) => ", short processes",
+        _ => "",
+    };
+    let too_few = if rounds < sample::LEAST_ROUNDS {
+        ", too few for confidence intervals"
+    } else {
+        ""
+    };
+    let plural = if rounds == 1 { "" } else { "s" };
+    format!("Medians of {rounds} round{plural}{short}{too_few}.")
 }
 
 /// Ours beside the best peer, all rows: time in one section, memory in another.
@@ -234,27 +253,28 @@ fn against_best(group: &str, figures: &Figures) -> Vec<Section> {
                 rows.push(Row {
                     cells: vec![
                         row.clone(),
-                        verdict.into(),
-                        meaning(name).into(),
-                        figure(figures.median(&row, name, "System")),
-                        format!("{} ({peer})", figure(Some(peer_median))),
-                        figure(figures.median(&row, name, "stepalloc")),
-                        with_interval(system, figures.interval(&row, name, "stepalloc", "System")),
                         with_interval(Some(ratio), interval),
+                        verdict.into(),
+                        with_interval(system, figures.interval(&row, name, "stepalloc", "System")),
+                        figure(figures.median(&row, name, "stepalloc")),
+                        format!("{} ({peer})", figure(Some(peer_median))),
+                        figure(figures.median(&row, name, "System")),
+                        meaning(name).into(),
                     ],
                     loses,
                 });
             }
         }
+        // What matters most stands where a phone shows it without scrolling.
         let heads = [
             "work",
-            "verdict",
-            "figure",
-            "System",
-            "best peer",
-            "stepalloc",
-            "to System",
             "to the best peer",
+            "verdict",
+            "to System",
+            "stepalloc",
+            "best peer",
+            "System",
+            "figure",
         ];
         Section {
             title: format!("{title}: stepalloc to the best general allocator"),
@@ -289,7 +309,8 @@ fn short(name: &str) -> &str {
 
 /// All columns of one row.
 fn one_row(group: &str, figures: &Figures, row: &str) -> Option<Section> {
-    let names = figures.names(row);
+    let mut names = figures.names(row);
+    names.retain(|name| name != DIGEST);
     let main = MAIN
         .iter()
         .find(|name| names.iter().any(|other| other == *name))
@@ -360,53 +381,91 @@ fn one_row(group: &str, figures: &Figures, row: &str) -> Option<Section> {
     })
 }
 
-/// Every contender of ours beside the fastest of the peers of its group. General allocators are no peers of an arena or
-/// a pool; they stand in the table.
-fn explicit(figures: &Figures) -> Option<Section> {
-    let (mut bars, mut rows) = (Vec::new(), Vec::new());
-    for row in figures.rows() {
-        let columns = figures.columns(&row, "ns");
-        let peers = columns
-            .iter()
-            .filter(|column| !column.starts_with("stepalloc") && !column.starts_with("allocator"));
-        let medians = peers.filter_map(|peer| Some((peer, figures.median(&row, "ns", peer)?)));
-        let best = medians.min_by(|(_, one), (_, other)| one.total_cmp(other));
-        for column in &columns {
-            let ratio = best.and_then(|(peer, _)| figures.ratio(&row, "ns", column, peer));
-            let interval = best.and_then(|(peer, _)| figures.interval(&row, "ns", column, peer));
-            let is_ours = column.starts_with("stepalloc");
-            let verdict = ratio.filter(|_| is_ours).map_or("", |ratio| verdict(ratio, interval));
-            let loses = verdict == "loses";
-            if let Some(value) = ratio.filter(|_| is_ours) {
-                bars.push(Bar {
-                    label: format!(
-                        "{}{}",
-                        row.trim_start_matches("arena/"),
-                        column.trim_start_matches("stepalloc")
-                    ),
-                    value,
-                    interval,
-                    who: if loses { Who::OursLosing } else { Who::Ours },
-                });
-            }
-            rows.push(Row {
-                cells: vec![
-                    row.clone(),
-                    column.clone(),
-                    verdict.into(),
-                    figure(figures.median(&row, "ns", column)),
-                    with_interval(ratio, interval.filter(|_| best.is_some_and(|(peer, _)| peer != column))),
-                ],
-                loses,
-            });
-        }
+/// A contender among the explicit pieces.
+pub struct Contender {
+    group: String,
+    column: String,
+    pub median: Option<f64>,
+    /// To the fastest of the peers, and its name.
+    pub ratio: Option<f64>,
+    pub interval: Option<(f64, f64)>,
+    pub best: Option<String>,
+}
+
+impl Contender {
+    pub fn is_ours(&self) -> bool {
+        self.column.starts_with("stepalloc")
     }
-    (!rows.is_empty()).then(|| Section {
+
+    pub fn loses(&self) -> bool {
+        self.verdict() == "loses"
+    }
+
+    fn verdict(&self) -> &'static str {
+        let ratio = self.ratio.filter(|_| self.is_ours());
+        ratio.map_or("", |ratio| verdict(ratio, self.interval))
+    }
+
+    /// The group, and what sets ours apart in it.
+    pub fn label(&self) -> String {
+        let (group, way) = (
+            self.group.trim_start_matches("arena/"),
+            self.column.trim_start_matches("stepalloc"),
+        );
+        format!("{group}{way}")
+    }
+}
+
+/// Every contender beside the fastest of the peers of its group. General allocators are no peers of an arena or a pool;
+/// they stand in the table.
+pub fn explicit_rows(figures: &Figures) -> Vec<Contender> {
+    let mut rows = Vec::new();
+    for group in figures.rows() {
+        let columns = figures.columns(&group, "ns");
+        let is_peer = |column: &&String| !column.starts_with("stepalloc") && !column.starts_with("allocator");
+        let peers = columns.iter().filter(is_peer);
+        let medians = peers.filter_map(|peer| Some((peer, figures.median(&group, "ns", peer)?)));
+        let best = medians
+            .min_by(|(_, one), (_, other)| one.total_cmp(other))
+            .map(|(peer, _)| peer);
+        rows.extend(columns.iter().map(|column| {
+            Contender {
+                group: group.clone(),
+                column: column.clone(),
+                median: figures.median(&group, "ns", column),
+                ratio: best.and_then(|peer| figures.ratio(&group, "ns", column, peer)),
+                interval: best
+                    .filter(|&peer| peer != column)
+                    .and_then(|peer| figures.interval(&group, "ns", column, peer)),
+                best: best.cloned(),
+            }
+        }));
+    }
+    rows
+}
+
+fn explicit(figures: &Figures) -> Option<Section> {
+    let contenders = explicit_rows(figures);
+    let bar = |row: &Contender| {
+        let who = if row.loses() { Who::OursLosing } else { Who::Ours };
+        Some(Bar {
+            label: row.label(),
+            value: row.ratio?,
+            interval: row.interval,
+            who,
+        })
+    };
+    let cells = |row: &Contender| {
+        let to_peer = with_interval(row.ratio, row.interval);
+        let (group, column) = (row.group.clone(), row.column.clone());
+        vec![group, column, row.verdict().into(), figure(row.median), to_peer]
+    };
+    (!contenders.is_empty()).then(|| Section {
         title: "Time: the pieces to the fastest of their peers".into(),
         chart: Chart {
             id: "explicit-time".into(),
             title: "Time, stepalloc's pieces to the fastest peer".into(),
-            bars,
+            bars: contenders.iter().filter(|row| row.is_ours()).filter_map(bar).collect(),
             reference: Some(1.0),
         },
         heads: [
@@ -418,7 +477,51 @@ fn explicit(figures: &Figures) -> Option<Section> {
         ]
         .map(Into::into)
         .to_vec(),
-        rows,
+        rows: contenders
+            .iter()
+            .map(|row| Row {
+                cells: cells(row),
+                loses: row.loses(),
+            })
+            .collect(),
+        is_detail: false,
+    })
+}
+
+/// Both builds of the crate; there are no peers whose instructions were counted.
+fn counts(figures: &Figures) -> Option<Section> {
+    let count = |row: &str, column: &str| figures.median(row, "instructions", column);
+    let rows = figures.rows();
+    let bar = |row: &String| {
+        Some(Bar {
+            label: row.clone(),
+            value: count(row, "plain")?,
+            interval: None,
+            who: Who::Ours,
+        })
+    };
+    let table_row = |row: &String| {
+        let ratio = count(row, "hardened")
+            .zip(count(row, "plain"))
+            .map(|(checked, plain)| checked / plain);
+        let counts = ["plain", "hardened"].map(|column| figure(count(row, column)));
+        Row {
+            cells: [row.clone()].into_iter().chain(counts).chain([figure(ratio)]).collect(),
+            loses: false,
+        }
+    };
+    (!rows.is_empty()).then(|| Section {
+        title: "Instructions an operation".into(),
+        chart: Chart {
+            id: "counts".into(),
+            title: "Instructions an operation, the plain build".into(),
+            bars: rows.iter().filter_map(bar).collect(),
+            reference: None,
+        },
+        heads: ["operation", "plain", "hardened", "hardened to plain"]
+            .map(Into::into)
+            .to_vec(),
+        rows: rows.iter().map(table_row).collect(),
         is_detail: false,
     })
 }

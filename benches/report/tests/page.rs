@@ -85,6 +85,26 @@ fn fixture(folder: &Path) {
             ),
             15,
         ),
+        (
+            "frameworks",
+            values(
+                &["candle-mlp-1t"],
+                &[("ms", 2.0), ("peak_mib", 3.0), ("losses", 1e15)],
+                &allocators,
+                5,
+            ),
+            5,
+        ),
+        (
+            "counts",
+            values(
+                &["pair", "span"],
+                &[("instructions", 70.0)],
+                &[("plain", 1.0), ("hardened", 7.0)],
+                1,
+            ),
+            1,
+        ),
     ];
     for (name, text, rounds) in groups {
         std::fs::write(folder.join(name).with_extension("csv"), text).unwrap();
@@ -155,14 +175,15 @@ fn the_page_can_be_read_by_everyone_and_asks_nobody() {
         browser.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })");
         let look = browser.evaluate(LOOK);
         let count = |name: &str| look[name].as_u64().unwrap_or_else(|| panic!("{name} in {look}"));
-        // Summaries of time for peers and traces, of memory for traces, the pieces; and a chart for each row.
-        assert_eq!(count("charts"), 3 + 1 + 6 + 2, "{look}");
+        // Summaries of time for peers, traces and frameworks, of memory for the latter two, the pieces, the counts; and a
+        // chart for each row.
+        assert_eq!(count("charts"), 3 + 2 + 1 + 1 + 6 + 2 + 1, "{look}");
         for same in ["bars", "alternatives", "tables", "chartsWithTable"] {
             assert_eq!(count(same), count("charts"), "{same} in {look}");
         }
         // Two works by their time to the best peer, ours in and outside of scopes in their own tables, outside in the
         // other rows too, and one piece.
-        assert_eq!(count("losing"), 2 + 2 + 6 + 2 + 1, "{look}");
+        assert_eq!(count("losing"), 2 + 2 + 6 + 2 + 1 + 1, "{look}");
         assert_eq!(look["ids"], json!(true), "an id stands twice");
         assert_eq!(count("width"), width, "{look}");
         assert_eq!(look["wide"], json!([]), "wider than the window");
@@ -200,6 +221,7 @@ fn markdown_charts_and_ratios_stand_beside_the_page() {
     );
     assert!(markdown.contains("A <CPU> & more, 2 cores") && markdown.contains("2000-01-01"));
     assert!(markdown.contains("too few for confidence intervals"));
+    assert!(!markdown.contains("losses |"), "a digest is no figure");
     let chart = read("charts/peers-time.svg");
     for part in [
         "role=\"img\"",
@@ -234,7 +256,9 @@ fn the_readme_takes_whole_runs_only() {
     for part in [
         "JSON documents",
         "**1.80",
-        "a draft",
+        "This is a draft",
+        "candle mlp, 1",
+        "| 490 ",
         "A <CPU> & more",
         "`a command`",
         "commit 0123456789ab",

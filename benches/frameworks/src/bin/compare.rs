@@ -78,7 +78,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     if programs.is_empty() {
         return Err("no program begins so; --list shows them".into());
     }
-    let binaries = options.common.binaries(env!("CARGO_MANIFEST_DIR"))?;
+    // The binaries know the programs that the driver knows.
+    let flags: &[&str] = if cfg!(feature = "burn") {
+        &[]
+    } else {
+        &["--no-default-features"]
+    };
+    let binaries = options.common.binaries(env!("CARGO_MANIFEST_DIR"), flags)?;
     let (mut rows, mut cells) = (Vec::new(), Vec::new());
     for entry in &programs {
         for threads in &options.threads {

@@ -44,13 +44,13 @@ impl Common {
         self.alloc.iter().find(is_unknown)
     }
 
-    /// The folder of the binaries, built if that is wished.
+    /// The folder of the binaries, built if that is wished, with these flags for cargo.
     ///
     /// # Errors
     /// When cargo fails.
-    pub fn binaries(&self, manifest_dir: &str) -> Result<PathBuf, String> {
+    pub fn binaries(&self, manifest_dir: &str, flags: &[&str]) -> Result<PathBuf, String> {
         if !self.no_build {
-            return build_binaries(manifest_dir);
+            return build_binaries(manifest_dir, flags);
         }
         let driver = std::env::current_exe().map_err(|error| error.to_string())?;
         Ok(driver.with_file_name(""))

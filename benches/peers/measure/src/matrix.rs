@@ -29,13 +29,15 @@ pub struct Cell {
 ///
 /// # Errors
 /// When cargo fails.
-pub fn build_binaries(manifest_dir: &str) -> Result<PathBuf, String> {
+pub fn build_binaries(manifest_dir: &str, flags: &[&str]) -> Result<PathBuf, String> {
     let driver = std::env::current_exe().map_err(|error| error.to_string())?;
     let folder = driver.parent().ok_or("the driver stands in no folder")?.to_path_buf();
     let target = folder.parent().ok_or("the driver stands in no target folder")?;
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
-        .args(["build", "--release", "--bins", "--quiet", "--manifest-path"])
+        .args(["build", "--release", "--bins", "--quiet"])
+        .args(flags)
+        .arg("--manifest-path")
         .arg(Path::new(manifest_dir).join("Cargo.toml"))
         .arg("--target-dir")
         .arg(target)

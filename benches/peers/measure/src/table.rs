@@ -42,14 +42,16 @@ impl std::fmt::Display for Table {
     }
 }
 
-/// Three significant digits, without an exponent; a dash for nothing.
+/// Three significant digits, two of what is less than one, without an exponent; a dash for nothing.
 pub fn figure(value: Option<f64>) -> String {
     let Some(value) = value else { return "–".into() };
     match value.abs() {
         size if size == 0.0 || size >= 100.0 => format!("{value:.0}"),
         size if size >= 10.0 => format!("{value:.1}"),
         size if size >= 1.0 => format!("{value:.2}"),
-        _ => format!("{value:.3}"),
+        size if size >= 0.1 => format!("{value:.2}"),
+        size if size >= 0.01 => format!("{value:.3}"),
+        _ => format!("{value:.4}"),
     }
 }
 
@@ -73,12 +75,14 @@ mod tests {
     }
 
     #[test]
-    fn figures_keep_three_digits() {
-        assert_eq!(figure(Some(0.1234)), "0.123");
+    fn figures_keep_the_digits_that_mean_something() {
+        assert_eq!(figure(Some(0.1234)), "0.12");
+        assert_eq!(figure(Some(0.01234)), "0.012");
+        assert_eq!(figure(Some(0.001234)), "0.0012");
         assert_eq!(figure(Some(12.34)), "12.3");
         assert_eq!(figure(Some(1234.4)), "1234");
         assert_eq!(figure(None), "–");
-        assert_eq!(with_interval(Some(0.5), Some((0.4, 0.6))), "0.500 [0.400, 0.600]");
-        assert_eq!(with_interval(Some(0.5), None), "0.500");
+        assert_eq!(with_interval(Some(0.5), Some((0.4, 0.6))), "0.50 [0.40, 0.60]");
+        assert_eq!(with_interval(Some(0.5), None), "0.50");
     }
 }

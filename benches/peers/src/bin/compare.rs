@@ -141,7 +141,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     if rows.is_empty() {
         return Err("no workload begins so; --list shows them".into());
     }
-    let binaries = options.common.binaries(env!("CARGO_MANIFEST_DIR"))?;
+    let binaries = options.common.binaries(env!("CARGO_MANIFEST_DIR"), &[])?;
     let mut cells = Vec::new();
     for row in &rows {
         for column in columns.iter().filter(|column| can_run(column, row)) {

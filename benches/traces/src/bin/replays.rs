@@ -65,7 +65,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     if let Some(name) = options.common.unknown(WAYS.iter().map(|way| way.0)) {
         return Err(format!("no allocator is called {name}").into());
     }
-    let binaries = options.common.binaries(env!("CARGO_MANIFEST_DIR"))?;
+    let binaries = options.common.binaries(env!("CARGO_MANIFEST_DIR"), &[])?;
     let scratch = tempfile::tempdir()?;
     let recordings = unpack(&options, scratch.path())?;
     let mut cells = Vec::new();
