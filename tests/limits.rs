@@ -9,7 +9,7 @@ use std::cell::Cell;
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use stepalloc::{arena_scope, arena_scope_report, outside_scope, stats, ArenaScope, StepAlloc};
-use support::{child_passes, figure, role, set_limit, status_bytes, stock_backing, Block, Random};
+use support::{child_passes, figure, hang_at_most, role, set_limit, status_bytes, stock_backing, Block, Random};
 
 #[global_allocator]
 static GLOBAL: StepAlloc<Refusing> = StepAlloc::with_backing(Refusing);
@@ -217,9 +217,7 @@ fn address_space_is_refused_at_every_point() {
         // SAFETY: the child uses this thread only, and ends by `_exit`.
         let pid = unsafe { libc::fork() };
         assert_ne!(pid, -1, "fork was refused");
-        // Each may take as long as `role` allows a child, in the parent too.
-        // SAFETY: asks for a signal.
-        unsafe { libc::alarm(30) };
+        hang_at_most(); // each of them, in the parent too
         if pid == 0 {
             let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(child));
             // SAFETY: ends the child at once.
