@@ -35,8 +35,11 @@
 //! | figures | each byte is in one class; counts return to zero | `tests/stats.rs`, `tests/report.rs`, `tests/soak/src/main.rs` | sums; a line through resident memory | `the-hole-counts-as-live`, `covered-blocks-stay-in-the-table` |
 //! | arithmetic | layout and rounding | `src/layout.rs`, `src/align.rs` | division, bit by bit, for all small numbers | `a-mask-is-one-bit-short`, `the-areas-of-a-segment-overlap` |
 //!
-//! Memory orders are loom's: `fold-relaxed`, `remote-free-relaxed`, `span-fold-relaxed`, `take-over-without-acquire` and
-//! `give-back-without-release` are breaks that no run on one machine need show, and that its models do.
+//! Memory orders are loom's and the thread sanitizer's: `fold-relaxed`, `remote-free-relaxed`, `span-fold-relaxed`,
+//! `take-over-without-acquire` and `give-back-without-release` are breaks that no other run on one machine need show. The
+//! models try every order of few steps; the sanitizer sees whole programs on the real system, where each is a data race
+//! between two owners of one block, or of one segment. Orders that guard no plain memory (that of the reservation's base and
+//! size) are the models' alone.
 //!
 //! # The lanes
 //!
@@ -46,7 +49,7 @@
 //! | `.ci/run` | those, longer, in release, and chaos and soak of a minute; hardened mode | |
 //! | `.ci/long` | the breaks, fuzzing, chaos of ten minutes, other crates' own suites under chaos, soak; the two below | |
 //! | `.ci/loom` | the paths between threads in every order, on the crate's own code | `.ci/loom mutants`: each ordering weakened |
-//! | `.ci/sanitizers` | the tests under the address and leak sanitizers; free memory of the arenas poisoned | `tests/poisoned.rs`: faults made on purpose, reported only where poisoning is on |
+//! | `.ci/sanitizers` | the tests under the address and leak sanitizers; free memory of the arenas poisoned; those with threads under the thread sanitizer, std built with it | `tests/poisoned.rs`: faults made on purpose, reported only where poisoning is on; breaks with the lanes `races`, `poison`, `address` |
 //! | `cargo test --features hardened` | all of the tests with every block checked | `tests/hardened.rs`: misuse in children; breaks of `src/guard.rs` |
 //! | `cargo run --manifest-path tests/mutations/Cargo.toml` | each break in turn | a break that survives is an error, and so is one whose text is gone |
 //! | `.ci/loom` | the paths between threads in every order, on the real code | `.ci/loom mutants` |

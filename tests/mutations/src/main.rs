@@ -71,7 +71,7 @@ struct Lane {
     /// Arguments of the test program.
     #[serde(default)]
     args: Vec<String>,
-    /// A script of the tree instead of `cargo test`; skipped where there is none.
+    /// A script of the tree instead of `cargo test`; skipped where there is none, or where it says that it cannot run.
     script: Option<String>,
     #[serde(default)]
     env: BTreeMap<String, String>,
@@ -98,6 +98,9 @@ struct Mutation {
     /// Why no test can see it.
     survives: Option<String>,
 }
+
+/// What a script ends with that cannot run here: `SKIP` of `.ci/lanes`.
+const SKIPPED: i32 = 90;
 
 #[derive(Clone, PartialEq)]
 enum Verdict {
@@ -318,6 +321,11 @@ impl Runner<'_> {
                 if !self.tree.join(script.split(' ').next().unwrap_or(script)).exists() {
                     return Ok(Run::NotThere);
                 }
+                // A script is red too where the break does not compile, which shows nothing.
+                let checked = self.cargo("check", lane).arg("--lib").output()?;
+                if !checked.status.success() {
+                    return Ok(Run::NotBuilt(String::from_utf8_lossy(&checked.stderr).into_owned()));
+                }
                 let mut command = self.command("bash", lane);
                 command.args(["-c", &format!("exec {script}")]);
                 command
@@ -341,6 +349,7 @@ impl Runner<'_> {
         let ended = child.wait_timeout(Duration::from_secs(lane.seconds))?;
         Ok(match ended {
             Some(status) if status.success() => Run::Green,
+            Some(status) if lane.script.is_some() && status.code() == Some(SKIPPED) => Run::NotThere,
             Some(_) => Run::Red(""),
             None => {
                 // The whole group: a test's children hang with it.
@@ -370,14 +379,19 @@ impl Runner<'_> {
     }
 
     fn cargo_test(&self, lane: &Lane) -> Command {
+        let mut command = self.cargo("test", lane);
+        command.args(&lane.test);
+        command
+    }
+
+    fn cargo(&self, what: &str, lane: &Lane) -> Command {
         let mut command = self.command("cargo", lane);
         // `cargo run` sets these for us; the copy's cargo must find its own.
         command.env_remove("CARGO_MANIFEST_DIR").env_remove("CARGO");
-        command.args(["test", "--quiet", "--locked", "--jobs", &self.jobs.to_string()]);
+        command.args([what, "--quiet", "--locked", "--jobs", &self.jobs.to_string()]);
         if !lane.debug {
             command.arg("--release");
         }
-        command.args(&lane.test);
         command
     }
 }
