@@ -35,11 +35,12 @@
 //! | figures | each byte is in one class; counts return to zero | `tests/stats.rs`, `tests/report.rs`, `tests/soak/src/main.rs` | sums; a line through resident memory | `the-hole-counts-as-live`, `covered-blocks-stay-in-the-table` |
 //! | arithmetic | layout and rounding | `src/layout.rs`, `src/align.rs` | division, bit by bit, for all small numbers | `a-mask-is-one-bit-short`, `the-areas-of-a-segment-overlap` |
 //!
-//! Memory orders are loom's and the thread sanitizer's: `fold-relaxed`, `remote-free-relaxed`, `span-fold-relaxed`,
+//! Memory orders are loom's and the thread sanitizer's: `fold-relaxed`, `remote-free-relaxed`, `span-free-relaxed`,
 //! `take-over-without-acquire` and `give-back-without-release` are breaks that no other run on one machine need show. The
-//! models try every order of few steps; the sanitizer sees whole programs on the real system, where each is a data race
-//! between two owners of one block, or of one segment. Orders that guard no plain memory (that of the reservation's base and
-//! size) are the models' alone.
+//! models try every order of few steps; the sanitizer sees whole programs on the real system, where each of these is a data
+//! race between two owners of one block or of one segment. The models alone see orders that guard no plain memory (that of
+//! the reservation's base and size), and those of the two of a freed span that need the third thread between them
+//! (`span-fold-relaxed`).
 //!
 //! # The lanes
 //!
