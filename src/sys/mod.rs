@@ -85,3 +85,6 @@ pub fn address_space() -> usize {
         most
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;
