@@ -69,7 +69,10 @@ impl Pages {
     fn assert_filled(&self, from: usize, to: usize) {
         for page in from..to {
             let mine = page as u8 % 200 + 1;
-            assert!(self.bytes(page, page + 1).iter().all(|&byte| byte == mine), "page {page}");
+            assert!(
+                self.bytes(page, page + 1).iter().all(|&byte| byte == mine),
+                "page {page}"
+            );
         }
     }
 
