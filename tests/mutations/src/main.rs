@@ -341,6 +341,8 @@ impl Runner<'_> {
         let ended = child.wait_timeout(Duration::from_secs(lane.seconds))?;
         Ok(match ended {
             Some(status) if status.success() => Run::Green,
+            // A script that found no tool to run: `SKIP` of `.ci/lanes`.
+            Some(status) if status.code() == Some(90) => Run::NotThere,
             Some(_) => Run::Red(""),
             None => {
                 // The whole group: a test's children hang with it.
