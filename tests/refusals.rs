@@ -115,8 +115,10 @@ fn monstrous_layouts_are_refused() {
         }
     }
     assert!(tried > 40, "{tried}");
-    // Alignments that no segment can give, small sizes.
-    for bits in [37, 40, 45, 62] {
+    // Alignments that no segment can give, small sizes. The heap of Windows makes room for the alignment and touches all of
+    // it, where that is to be had.
+    let bits: &[u32] = if cfg!(windows) { &[62] } else { &[37, 40, 45, 62] };
+    for bits in bits {
         let layout = Layout::from_size_align(8, 1 << bits).unwrap();
         // SAFETY: the layout has a size, and what is handed out is handed back.
         unsafe {
