@@ -33,6 +33,7 @@
 //! | R1 | raw pools': a free is taken once, of an object's start | `tests/pool.rs` | a list of what is out, hostile frees | `a-freed-slot-stays-live`, `a-pointer-into-an-object-is-taken` |
 //! | known zero | what is said to be zero is | `tests/zeroed.rs`, `src/heap_tests.rs` | every byte looked at | `known-zero-mark-off-by-one`, `the-top-moves-down` |
 //! | figures | each byte is in one class; counts return to zero | `tests/stats.rs`, `tests/report.rs`, `tests/soak/src/main.rs` | sums; a line through resident memory | `the-hole-counts-as-live`, `covered-blocks-stay-in-the-table` |
+//! | the system's | each system file keeps the contract of `src/sys/mod.rs` | `src/sys/tests.rs` | | `windows-discards-nothing-and-says-it-did`, `unix-releases-half` |
 //! | arithmetic | layout and rounding | `src/layout.rs`, `src/align.rs` | division, bit by bit, for all small numbers | `a-mask-is-one-bit-short`, `the-areas-of-a-segment-overlap` |
 //!
 //! Memory orders are loom's and the thread sanitizer's: `fold-relaxed`, `remote-free-relaxed`, `span-free-relaxed`,
@@ -54,6 +55,7 @@
 //! | `cargo test --features hardened` | all of the tests with every block checked | `tests/hardened.rs`: misuse in children; breaks of `src/guard.rs` |
 //! | `cargo run --manifest-path tests/mutations/Cargo.toml` | each break in turn | a break that survives is an error, and so is one whose text is gone |
 //! | `.ci/loom` | the paths between threads in every order, on the real code | `.ci/loom mutants` |
+//! | `.ci/ports` | the tests as Windows programs under Wine, on aarch64 under qemu-user, there with pages of 64 KiB too; the types of four more systems | breaks of `src/sys/`, by the lanes `windows`, `aarch64` and `large_pages` of `tests/mutations` |
 //! | `fuzz/run` | programs of operations by libFuzzer, on the heap, two threads, arenas, pools, aligned memory | |
 //! | `tests/chaos_crates/upstream.sh` | the suites of bytes, hashbrown, indexmap, serde_json, regex, rayon and crossbeam under chaos | `tests/shadow.rs`: chaos and shadow map over allocators broken on purpose |
 //! | `cargo run --release --manifest-path tests/soak/Cargo.toml` | trains, parses and serves while threads die | `tests/soak/tests/goes_red.rs`: a leak, and a block kept |
@@ -87,7 +89,8 @@
 //! - Freeing twice, freeing what is not a block, and a wrong layout are undefined behaviour, as with every allocator; they
 //!   end the process only where the maps show them (see [`design`](crate::design), *What is not seen*), or hardened mode.
 //! - Allocating in a signal handler is undefined, as with most allocators: a `&mut` to the thread's heap may be alive.
-//! - The system is taken at its word: pages given back read as zero, a reservation is nobody else's.
+//! - The system is taken at its word: pages given back read as zero, a reservation is nobody else's. Its file is held to
+//!   that in `src/sys/tests.rs`, on each system where the tests have run; on a real Windows, macOS, FreeBSD and Android none has.
 //! - Memory that is never given back to the system is not looked for beyond an hour's soak.
 //! - The bounds on memory (what escapees pin, how far an area grows) are measured, not proved. Safety does not rest on them.
 //!

@@ -117,7 +117,7 @@ fn failed_first_block_dereferenced() {
 }
 
 /// The same where the memory is refused later, on the way: what was there stays usable.
-#[cfg(all(target_os = "linux", not(miri), not(stepalloc_small_space)))]
+#[cfg(not(miri))]
 #[test]
 fn refused_growth_leaves_the_arena_usable() {
     let arena = Arena::with_block_size(1 << 20);

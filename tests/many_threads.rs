@@ -98,7 +98,7 @@ fn two_hundred_threads_in_turn_leave_little_behind() {
     assert!(after <= 64 << 20, "{} MiB resident", after >> 20);
 }
 
-#[cfg(all(target_os = "linux", not(stepalloc_small_space)))]
+#[cfg(target_os = "linux")]
 #[test]
 #[serial]
 fn escapees_of_ended_threads_are_freed_by_others_and_their_memory_comes_back() {
@@ -153,7 +153,7 @@ fn escapees_of_ended_threads_are_freed_by_others_and_their_memory_comes_back() {
     );
 }
 
-#[cfg(all(target_os = "linux", not(stepalloc_small_space)))]
+#[cfg(target_os = "linux")]
 #[test]
 #[serial]
 fn memory_of_an_ended_thread_comes_back_as_others_free_it_without_a_call() {

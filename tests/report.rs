@@ -35,7 +35,10 @@ fn an_empty_scope_saw_nothing() {
     let ((), report) = arena_scope_report(|| ());
     assert_eq!(figures(&report), [0; 6]);
     assert_eq!(report.fallbacks, Fallbacks::default());
-    assert!(report.page_faults.unwrap() < 20);
+    let told = cfg!(any(target_os = "linux", target_os = "android"));
+    assert_eq!(report.page_faults.is_some(), told);
+    // An emulator has its own.
+    assert!(cfg!(stepalloc_small_space) || report.page_faults.is_none_or(|faults| faults < 20));
 }
 
 #[test]
@@ -321,6 +324,7 @@ fn fallbacks_are_counted_by_reason() {
     assert!(stats().fallbacks.no_room >= before.no_room + 3);
 }
 
+#[cfg(all(target_os = "linux", not(stepalloc_small_space)))]
 #[test]
 fn page_faults_are_those_of_the_scope() {
     in_thread(|| {

@@ -180,7 +180,7 @@ fn depth_and_scopes_entered_are_told() {
     });
 }
 
-#[cfg(all(target_os = "linux", not(stepalloc_small_space)))]
+#[cfg(target_os = "linux")]
 #[test]
 #[serial]
 fn trim_gives_back_what_it_says_and_resident_memory_falls() {
@@ -224,7 +224,7 @@ fn trim_in_a_scope_leaves_its_blocks_and_their_places_alone() {
     });
 }
 
-#[cfg(all(target_os = "linux", not(stepalloc_small_space)))]
+#[cfg(target_os = "linux")]
 #[test]
 #[serial]
 fn trim_reaches_the_memory_of_ended_threads() {
@@ -238,7 +238,7 @@ fn trim_reaches_the_memory_of_ended_threads() {
     assert!(fell > 700_000, "{fell}");
 }
 
-#[cfg(all(target_os = "linux", not(stepalloc_small_space)))]
+#[cfg(target_os = "linux")]
 #[test]
 #[serial]
 fn memory_that_no_step_uses_comes_back_without_a_call() {

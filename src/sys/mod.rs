@@ -14,6 +14,8 @@
 //! | `coarse_millis()` | a monotonic clock for decisions that tolerate a few milliseconds of error |
 //! | `die(message)` | writes the static message to standard error and aborts |
 //!
+//! No page at all is never refused, though systems differ in that: Linux does nothing, others call it an error.
+//!
 //! None of these allocates, formats, locks or panics: they are called below `GlobalAlloc`. Where the system offers
 //! no reservation at all (32-bit, wasm, unknown systems) `reserve` answers null and the crate passes everything to
 //! the backing. `--cfg stepalloc_no_sys` makes any system one of those, so that a build and a test can show it.
@@ -85,3 +87,6 @@ pub fn address_space() -> usize {
         most
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;

@@ -4,7 +4,7 @@
 //! above would lie. On other systems, where `MADV_DONTNEED` may keep the contents, the range is mapped anew.
 //! On macOS neither `MADV_DONTNEED` nor `MADV_FREE` promises zeros; a new mapping over the old one does (`mmap(2)`).
 //!
-//! Linux has run; of the other systems `.ci/ports` checks the types, and no more. Thread-locals need nothing from here: those of
+//! Linux has run, on aarch64 under an emulator; of the other systems `.ci/ports` checks the types, and no more. Thread-locals need nothing from here: those of
 //! macOS come from the system's `malloc` on first use, below any Rust allocator.
 
 #[cfg(all(stepalloc_faults, target_os = "linux"))]
@@ -69,7 +69,7 @@ pub unsafe fn release(p: *mut u8, bytes: usize) {
 /// The range is page aligned and inside one live reservation.
 pub unsafe fn commit(p: *mut u8, bytes: usize) -> bool {
     // SAFETY: the range is inside our own mapping; making it accessible invalidates nothing.
-    unsafe { libc::mprotect(p.cast::<c_void>(), bytes, PROT_RW) == 0 }
+    bytes == 0 || unsafe { libc::mprotect(p.cast::<c_void>(), bytes, PROT_RW) == 0 }
 }
 
 /// Drops the contents of whole committed pages; they read as zero afterwards. `false` if the system refuses: then they
@@ -78,6 +78,9 @@ pub unsafe fn commit(p: *mut u8, bytes: usize) -> bool {
 /// # Safety
 /// The range is page aligned, committed, and holds no data that anyone will read again.
 pub unsafe fn discard(p: *mut u8, bytes: usize) -> bool {
+    if bytes == 0 {
+        return true;
+    }
     #[cfg(any(target_os = "linux", target_os = "android"))]
     // SAFETY: by the caller's promise nobody reads the old contents. The call fails for locked pages, which then stay as
     // they are: zero is not promised for memory that was ever used (known-zero marks never move down).
@@ -99,6 +102,9 @@ pub unsafe fn discard(p: *mut u8, bytes: usize) -> bool {
 /// The range is page aligned, inside one live reservation, and holds no data that anyone will read again.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 pub unsafe fn decommit(p: *mut u8, bytes: usize) -> bool {
+    if bytes == 0 {
+        return true;
+    }
     // Not by mapping over them: such a call may take the old pages away before it fails. The contents go first, for pages
     // without access that kept them would not read as zero later.
     // SAFETY: our own pages, which by the caller's promise nobody uses.
@@ -118,7 +124,7 @@ pub unsafe fn decommit(p: *mut u8, bytes: usize) -> bool {
 pub unsafe fn decommit(p: *mut u8, bytes: usize) -> bool {
     let flags = MAP_PRIVATE_ANON | libc::MAP_FIXED;
     // SAFETY: replaces our own pages, which by the caller's promise nobody uses, by fresh ones at the same place.
-    unsafe { libc::mmap(p.cast::<c_void>(), bytes, libc::PROT_NONE, flags, -1, 0) != libc::MAP_FAILED }
+    bytes == 0 || unsafe { libc::mmap(p.cast::<c_void>(), bytes, libc::PROT_NONE, flags, -1, 0) != libc::MAP_FAILED }
 }
 
 /// Asks for huge pages under a committed range.

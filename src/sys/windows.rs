@@ -130,6 +130,9 @@ pub unsafe fn commit(p: *mut u8, bytes: usize) -> bool {
 /// # Safety
 /// The range is page aligned, committed, and holds no data that anyone will read again, unless it is all zero.
 pub unsafe fn discard(p: *mut u8, bytes: usize) -> bool {
+    if bytes == 0 {
+        return true;
+    }
     // SAFETY: by the caller's promise nobody reads the old contents, or they are zero; the pages stay usable.
     if unsafe { VirtualAlloc(p.cast(), bytes, MEM_RESET, PAGE_READWRITE) }.is_null() {
         return false;
