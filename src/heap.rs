@@ -743,11 +743,16 @@ impl Heap {
         let mut open = 0usize;
         for frame in self.frames.iter().take(self.depth).rev() {
             if frame.kind == Kind::Outside || frame.suspended != 0 {
-                return open;
+                break;
             }
             open = open.wrapping_add(1);
         }
-        open.wrapping_add(self.deeper as usize)
+        // Those beyond the table are in the scope at its end; in a suspension there they have no effect.
+        if open == 0 {
+            0
+        } else {
+            open.wrapping_add(self.deeper as usize)
+        }
     }
 
     /// Scopes entered so far.
@@ -1499,6 +1504,35 @@ impl Heap {
             assert!(frame.serial > last, "H8: serials grow");
             last = frame.serial;
         }
+        let frames = &self.frames[..self.depth];
+        let counted = frames.iter().filter(|frame| frame.kind == Kind::Counted).count();
+        let suspended: u32 = frames.iter().map(|frame| frame.suspended).sum();
+        let sums = (counted as u32, suspended);
+        assert_eq!((self.counting, self.suspensions), sums, "H8: the sums of the frames");
+        assert!(
+            self.deeper == 0 || self.depth == FRAMES,
+            "H8: deeper than a table with room"
+        );
+        assert_eq!(self.active, self.top_is_active(), "H8: the topmost frame decides");
+        assert_eq!(
+            self.special != 0,
+            self.is_masked() || self.suspensions | self.deeper != 0
+        );
+        for lane in self.lanes {
+            let end = match (self.active, self.is_masked()) {
+                (false, _) => 0,
+                (true, masked) => {
+                    if masked {
+                        1
+                    } else {
+                        lane.limit
+                    }
+                }
+            };
+            assert_eq!(lane.end, end, "what the inline path may fill");
+            assert!(!self.is_masked() || lane.pos == 1, "a position is not masked");
+        }
+        assert_eq!(self.len == 0, self.is_masked(), "frees on the inline path");
         self.spans.debug_check();
     }
 

@@ -574,3 +574,50 @@ proptest! {
         }
     }
 }
+
+/// Closures alone, so last in, first out, at and beyond the table's end, where an extent has no frame of its own: the
+/// innermost extent still says whether the thread is in a scope, and each end is the end of what was begun last.
+fn nest(program: &[(u8, u8)], before: usize) {
+    let private = Private::new();
+    let mut heap = private.heap();
+    let mut open: Vec<(Ticket, Kind)> = (0..before).map(|_| (heap.enter(), Kind::Scope)).collect();
+    for &(op, size) in program {
+        match op % 8 {
+            0..=2 => open.push((heap.enter(), Kind::Scope)),
+            3 => open.push((heap.enter_slow(Kind::Outside), Kind::Outside)),
+            4 if size % 4 == 0 => open.push((heap.enter_slow(Kind::Counted), Kind::Counted)),
+            4..=6 => {
+                if let Some((ticket, _)) = open.pop() {
+                    heap.leave(ticket);
+                }
+            }
+            _ => {
+                let _served = heap.alloc(1 + 9 * size as usize, 8);
+            }
+        }
+        let (table, beyond) = open.split_at(open.len().min(FRAMES));
+        // Beyond the table only a suspension changes anything, and a scope inside it does not undo it.
+        let suspended = beyond.iter().any(|one| one.1 == Kind::Outside);
+        let inside = table.last().is_some_and(|one| one.1 != Kind::Outside) && !suspended;
+        assert_eq!(heap.is_active(), inside, "{} open", open.len());
+        assert_eq!(heap.bump(usize::MAX, 1) == Bumped::Outside, !inside);
+        let innermost = table.iter().rev().take_while(|one| one.1 != Kind::Outside).count();
+        assert_eq!(heap.depth(), if inside { innermost + beyond.len() } else { 0 });
+        assert_eq!(heap.is_counting(), table.iter().any(|one| one.1 == Kind::Counted));
+        heap.debug_check();
+    }
+    while let Some((ticket, _)) = open.pop() {
+        heap.leave(ticket);
+        heap.debug_check();
+    }
+    assert_eq!((heap.depth(), heap.is_active()), (0, false));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases / 4))]
+
+    #[test]
+    fn closures_nest_beyond_the_table(program in prop::collection::vec(any::<(u8, u8)>(), 1..200), before in 40..80usize) {
+        nest(&program, before);
+    }
+}
