@@ -112,6 +112,41 @@ fn the_figures_of_a_thread_are_exact() {
     });
 }
 
+/// Bytes of `[from, from + bytes)` that may be read and written, as the system tells.
+#[cfg(target_os = "linux")]
+fn usable(from: usize, bytes: usize) -> usize {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let number = |text| usize::from_str_radix(text, 16).unwrap();
+    let parts = maps.lines().filter(|line| line.contains(" rw")).map(|line| {
+        let (low, high) = line.split_once(' ').unwrap().0.split_once('-').unwrap();
+        number(high).min(from + bytes).saturating_sub(number(low).max(from))
+    });
+    parts.sum()
+}
+
+/// The figures against the system's own: nothing that is usable is left out, nothing counts that is not.
+#[cfg(target_os = "linux")]
+#[test]
+#[serial]
+fn committed_bytes_are_those_that_the_system_has_made_usable() {
+    in_thread(|| {
+        let addr = arena_scope(|| Block::new(100, 8).addr());
+        let reserved = heap_stats().reserved_bytes;
+        let segment = addr & !(reserved - 1);
+        let mut random = Random(9);
+        let mut blocks = vec![];
+        for round in 0..150 {
+            let size = random.size(if round % 10 == 0 { 6 << 20 } else { 60_000 });
+            arena_scope(|| blocks.extend((0..5).map(|_| Block::new(size, 8))));
+            while blocks.len() > 100 {
+                drop(blocks.swap_remove(random.below(blocks.len())));
+            }
+            let before = sums_hold();
+            assert_eq!(before.committed_bytes, usable(segment, reserved), "{before:?}");
+        }
+    });
+}
+
 #[test]
 #[serial]
 fn process_totals_add_up_while_other_threads_work() {
