@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::hint::black_box;
 use std::mem::ManuallyDrop;
 use std::sync::mpsc::channel;
 use std::thread;
@@ -308,10 +309,10 @@ fn fallbacks_are_counted_by_reason() {
     let before = stats().fallbacks;
     let outer = ArenaScope::enter_counted();
     // SAFETY: the layout has a size.
-    assert!(unsafe { std::alloc::alloc(huge) }.is_null());
+    assert!(black_box(unsafe { std::alloc::alloc(huge) }).is_null());
     let ((), inner) = arena_scope_report(|| {
         // SAFETY: as above.
-        (0..2).for_each(|_| assert!(unsafe { std::alloc::alloc_zeroed(huge) }.is_null()));
+        (0..2).for_each(|_| assert!(black_box(unsafe { std::alloc::alloc_zeroed(huge) }).is_null()));
         drop(block(10));
     });
     let outer = outer.leave();
