@@ -4,10 +4,13 @@
 mod support;
 
 use serial_test::serial;
+use std::sync::mpsc::sync_channel;
 use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
-use stepalloc::{arena_scope, heap_stats, outside_scope, scope_depth, stats, trim, ArenaScope, HeapStats, StepAlloc};
+use stepalloc::{
+    arena_scope, heap_stats, outside_scope, scope_depth, stats, trim, ArenaScope, HeapStats, Stats, StepAlloc,
+};
 use support::{in_thread, resident, Block, Random};
 
 #[global_allocator]
@@ -172,6 +175,66 @@ fn process_totals_add_up_while_other_threads_work() {
     let after = stats();
     assert_eq!(after.scopes_entered, before.scopes_entered + 453);
     assert!(after.segments_peak >= 3 && after.segments <= after.segments_peak);
+}
+
+/// What owners publish is all there is: with a thread at rest the totals are its blocks and at most its holes, and its own
+/// look at its arena changes none of them.
+#[test]
+#[serial]
+fn totals_of_a_thread_at_rest_are_exact_but_for_its_holes() {
+    const HOLES: usize = 256 << 10;
+    let before = stats();
+    let (tell, told) = sync_channel::<(bool, usize)>(0);
+    let (go, wait) = sync_channel::<()>(0);
+    let worker = thread::spawn(move || {
+        let rest = |looked, blocks: &[Block]| {
+            let whole = |block: &Block| match block.size() {
+                size @ 0..=8_000 => occupied(size),
+                size => (size + GUARD).next_multiple_of(1_024),
+            };
+            tell.send((looked, blocks.iter().map(whole).sum())).unwrap();
+            wait.recv().unwrap();
+        };
+        let mut random = Random(10);
+        let mut blocks: Vec<Block> = Vec::with_capacity(400);
+        for step in 0..600 {
+            let size = match step % 3 {
+                0 => 1 + random.below(8_000),
+                _ => 300_000 + random.below(400_000),
+            };
+            let which = random.below(blocks.len().max(1));
+            match random.below(6) {
+                0 | 1 if !blocks.is_empty() => drop(blocks.swap_remove(which)),
+                2 if !blocks.is_empty() => assert!(arena_scope(|| blocks[which].resize(size))),
+                3 => (0..60).for_each(|n| blocks.push(arena_scope(|| Block::new(1 + (size + n) % 8_000, 8)))),
+                _ => blocks.push(arena_scope(|| Block::new(size, 8))),
+            }
+            if blocks.len() > 200 {
+                blocks.truncate(50);
+            }
+            rest(false, &blocks);
+            let _own = heap_stats();
+            rest(true, &blocks);
+        }
+        blocks.clear();
+        rest(false, &blocks);
+    });
+    let mut last = stats();
+    while let Ok((looked, bytes)) = told.recv() {
+        let now = stats();
+        let all = before.in_use_bytes + bytes;
+        assert!(
+            (all..=all + HOLES).contains(&now.in_use_bytes),
+            "{all} bytes in blocks, {now:?}"
+        );
+        if looked {
+            let figures = |stats: &Stats| (stats.committed_bytes, stats.table_bytes, stats.in_use_bytes);
+            assert_eq!(figures(&now), figures(&last), "all was published before");
+        }
+        last = now;
+        go.send(()).unwrap();
+    }
+    worker.join().unwrap();
 }
 
 #[test]
