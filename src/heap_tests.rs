@@ -181,6 +181,68 @@ impl<'a> Oracle<'a> {
         }
     }
 
+    /// Gives pages back; no whole page without a byte of a live block is in memory afterwards.
+    fn trim(&mut self) {
+        self.heap.trim();
+        let page = sys::page_size();
+        let small = self.heap.small_base.addr();
+        let large = self.heap.span_base.addr();
+        let areas = [
+            (small, small + self.heap.small.high * GRANULE),
+            (large, large + self.heap.spans.state.top * UNIT),
+        ];
+        for (from, to) in areas {
+            let mut at = from;
+            let occupied = |(&addr, &(size, _)): (&usize, &(usize, u8))| match from == small {
+                true => (addr, addr + granules(size) * GRANULE),
+                false => (addr, addr + units(size) * UNIT),
+            };
+            let blocks = self.live.range(from..to).map(occupied).chain([(to, to)]);
+            for (start, end) in blocks {
+                let (first, last) = (align_up(at, page), align_down(start, page));
+                if first < last {
+                    // SAFETY: committed memory of the segment.
+                    let resident = unsafe { sys::resident(self.ptr(first), last - first) };
+                    assert_eq!(resident, 0, "pages of free memory from {first:#x} to {last:#x} stay");
+                }
+                at = end;
+            }
+        }
+    }
+
+    /// Frees of addresses where no block begins: refused, and nothing has changed.
+    fn free_nothing(&mut self, which: usize, offset: usize) {
+        let l = self.private.segment.layout;
+        let base = self.private.segment.base.addr();
+        let beyond = [
+            self.heap.small_base.addr() + self.heap.small.high * GRANULE,
+            base + l.spans - GRANULE,
+            base + l.spans + self.heap.spans.state.top * UNIT,
+            base + SEGMENT_MIN - UNIT,
+            base,
+        ];
+        let small = self.heap.small.high < l.small_granules();
+        let large = self.heap.spans.state.top < l.span_units;
+        let addr = match self.pick(which) {
+            Some(at) if offset % 4 != 0 => {
+                let addr = self.order[at];
+                let grain = if addr < base + l.spans { GRANULE } else { UNIT };
+                addr + 1 + offset % (grain - 1)
+            }
+            _ => match offset / 4 % beyond.len() {
+                0 | 1 if !small => return,
+                2 | 3 if !large => return,
+                place => beyond[place],
+            },
+        };
+        let size = 1 + offset % 700;
+        assert_eq!(
+            self.heap.free(addr, size),
+            Freed::Misuse,
+            "no block begins at {addr:#x}"
+        );
+    }
+
     /// One operation from three numbers.
     fn step(&mut self, op: u8, a: usize, b: usize) {
         match op % 16 {
@@ -215,11 +277,25 @@ impl<'a> Oracle<'a> {
                 self.resize(a, sizes[(b / 4 % 8).min(3)]);
             }
             10 => self.free(a, true),
-            15 if a % 64 == 0 => {
-                self.heap.trim();
-            }
+            15 if a % 64 == 0 => self.trim(),
+            15 if a % 64 < 20 => self.free_nothing(a / 64, b),
             _ => self.free(a, false),
         }
+    }
+
+    /// What is in use is what the live blocks occupy, to the granule and to the unit.
+    fn check_figures(&mut self) {
+        let spans = self.private.segment.base.addr() + self.private.segment.layout.spans;
+        let (mut small, mut large) = (0, 0);
+        for (&addr, &(size, _)) in &self.live {
+            if addr < spans {
+                small += granules(size);
+            } else {
+                large += units(size);
+            }
+        }
+        assert_eq!(self.heap.live_granules(), small, "granules in use");
+        assert_eq!(self.heap.used_units(), large, "units in use");
     }
 
     /// Frees all that is left; nothing may remain.
@@ -229,6 +305,7 @@ impl<'a> Oracle<'a> {
         }
         assert_eq!(self.heap.live_granules(), 0, "granules left over");
         assert_eq!(self.heap.used_units(), 0, "units left over");
+        self.trim();
         self.heap.debug_check();
         assert_eq!(self.heap.detach(), Some(0));
         assert_eq!(self.heap.depth(), 0);
@@ -243,6 +320,10 @@ fn run(program: &[(u8, u16, u16)], check_every: usize) {
         oracle.step(op, a as usize, b as usize);
         if at % check_every == 0 {
             oracle.heap.debug_check();
+        }
+        // Seldom, for the figures fold what others have freed.
+        if at % 61 == 60 {
+            oracle.check_figures();
         }
     }
     oracle.finish();
@@ -294,6 +375,9 @@ fn a_step_walks_the_same_memory_each_time() {
             assert_eq!(heap.free(addr, 16 + i % 200), Freed::Yes);
         }
         heap.leave(scope);
+        if step % 7 == 3 {
+            heap.trim(); // which gives pages back and leaves the places alone
+        }
     }
 }
 
