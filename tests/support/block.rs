@@ -28,6 +28,7 @@ impl Block {
         };
         assert!(!p.is_null(), "no memory for {layout:?}");
         assert_eq!(p.addr() % layout.align(), 0, "misaligned: {p:p} for {layout:?}");
+        super::check_line(p, layout);
         let mut block = Block {
             p,
             layout,
@@ -99,6 +100,7 @@ impl Block {
             "misaligned: {p:p} for {:?}",
             self.layout
         );
+        super::check_line(p, self.layout);
         self.expect(0, kept, self.pattern);
         self.fill(kept);
     }
