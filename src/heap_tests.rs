@@ -697,11 +697,57 @@ fn nest(program: &[(u8, u8)], before: usize) {
     assert_eq!((heap.depth(), heap.is_active()), (0, false));
 }
 
+/// Guards in any order among closures, around the table's end: whatever stays open, the heap's sums are those of its
+/// frames, and nothing is left when all have ended.
+fn mix(program: &[(u8, u8)], before: usize) {
+    let private = Private::new();
+    let mut heap = private.heap();
+    let mut guards: Vec<Ticket> = (0..before).map(|_| heap.enter()).collect();
+    let mut closures: Vec<Ticket> = vec![];
+    for &(op, which) in program {
+        let which = which as usize;
+        match op % 8 {
+            0 | 1 => guards.push(heap.enter()),
+            2 => guards.push(heap.enter_slow(Kind::Counted)),
+            3 | 4 if !guards.is_empty() => {
+                // The last ones above all: the table's end is not left at once.
+                let last = guards.len() - 1;
+                let back = if which % 8 == 0 { which } else { which % 4 };
+                heap.leave(guards.remove(last - back.min(last)));
+            }
+            5 | 6 => closures.push(heap.enter_slow(Kind::Outside)),
+            _ => {
+                if let Some(ticket) = closures.pop() {
+                    heap.leave(ticket);
+                }
+            }
+        }
+        heap.debug_check();
+        assert!(closures.is_empty() || heap.depth() <= guards.len());
+    }
+    while let Some(ticket) = closures.pop() {
+        heap.leave(ticket);
+        heap.debug_check();
+    }
+    for ticket in guards {
+        heap.leave(ticket);
+        heap.debug_check();
+    }
+    assert_eq!((heap.depth(), heap.is_active(), heap.is_counting()), (0, false, false));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases / 4))]
 
     #[test]
     fn closures_nest_beyond_the_table(program in prop::collection::vec(any::<(u8, u8)>(), 1..200), before in 40..80usize) {
         nest(&program, before);
+    }
+
+    #[test]
+    fn guards_and_closures_mix_around_the_tables_end(
+        program in prop::collection::vec(any::<(u8, u8)>(), 1..200), before in 50..75usize
+    ) {
+        mix(&program, before);
     }
 }
