@@ -258,6 +258,7 @@ fn commit_is_refused_half_way() {
         // The backing sees large blocks with an alignment of 64, which needs a little more room.
         stock_backing(&[size + 128], count);
         let before = stats().fallbacks;
+        let committed = stats().committed_bytes;
         set_limit(
             libc::RLIMIT_DATA,
             status_bytes("VmData:") as u64 + spare.parse::<u64>().unwrap(),
@@ -270,6 +271,7 @@ fn commit_is_refused_half_way() {
             }
         });
         let refused = stats().fallbacks.commit_refused - before.commit_refused;
+        let grown = stats().committed_bytes - committed;
         blocks.iter().for_each(Block::verify);
         let reached = blocks.len();
         blocks.clear();
@@ -283,7 +285,7 @@ fn commit_is_refused_half_way() {
         let freed = stats().fallbacks;
         arena_scope(|| blocks.extend((0..count).map(|_| Block::new(size, 8))));
         let freed = stats().fallbacks.total() - freed.total();
-        println!("refused={refused} reached={reached} held={held} after={freed}");
+        println!("refused={refused} reached={reached} grown={grown} held={held} after={freed}");
         return;
     }
     for kind in ["small", "large"] {
@@ -291,6 +293,9 @@ fn commit_is_refused_half_way() {
             let text = child_passes("commit_is_refused_half_way", &format!("{kind} {spare}"));
             assert!(figure(&text, "refused") > 0, "{kind} {spare}: {text}");
             assert!(figure(&text, "reached") > 40, "{kind} {spare}: {text}");
+            // What there is, is used: steps ahead are a wish.
+            let least = (spare as u64).saturating_sub(160 << 10);
+            assert!(figure(&text, "grown") >= least, "{kind} {spare}: {text}");
             assert_eq!(figure(&text, "held"), 0, "{kind} {spare}: {text}");
             assert_eq!(figure(&text, "after"), 0, "{kind} {spare}: {text}");
         }
