@@ -357,6 +357,34 @@ fn long_programs_agree_with_the_oracle() {
     }
 }
 
+/// An area to its last granule, by blocks of all alignments: each is served whole or refused.
+#[test]
+fn areas_run_full_at_all_sizes_and_alignments() {
+    for seed in 1..=12usize {
+        let private = Private::new();
+        let mut oracle = Oracle::new(&private);
+        oracle.guards.push(oracle.heap.enter());
+        let mut number = seed;
+        for round in 0..2 {
+            let mut refused = 0;
+            while refused < 60 {
+                number = number.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(seed) ^ number >> 29;
+                let most = [200, 1_000, 1_024, 8_192, 3_000_000][(number >> 20) % (3 + seed % 3)];
+                let before = oracle.order.len();
+                oracle.alloc(1 + (number >> 33) % most, 1 << ((number >> 8) % 13));
+                refused += usize::from(oracle.order.len() == before);
+            }
+            oracle.heap.debug_check();
+            oracle.check_figures();
+            // Two of three go, and it is filled again.
+            for which in 0..oracle.order.len() * 2 / 3 * (1 - round) {
+                oracle.free(which * 4 * 7, which % 5 == 0);
+            }
+        }
+        oracle.finish();
+    }
+}
+
 #[test]
 fn a_step_walks_the_same_memory_each_time() {
     let private = Private::new();
