@@ -89,11 +89,16 @@ fn time_goes_by() {
 fn counted() {
     let (kept, report) = arena_scope_report(|| {
         let mut blocks: Vec<Block> = (0..2_500).map(|n| Block::new(8 + n % 50, 8)).collect();
-        blocks.truncate(30);
+        // Some of them all along, so that those are among them that a table which could not grow has missed.
+        let mut number = 0;
+        blocks.retain(|_| {
+            number += 1;
+            number % 70 == 0
+        });
         blocks
     });
     if report.complete && report.fallbacks.total() == 0 {
-        assert!(report.blocks >= 2_500 && report.escapees >= 30, "{report:?}");
+        assert!(report.blocks >= 2_500 && report.escapees >= 35, "{report:?}");
     }
     drop(kept);
 }
