@@ -8,7 +8,7 @@ use std::alloc::{alloc, alloc_zeroed, dealloc, realloc, GlobalAlloc, Layout, Sys
 use std::cell::Cell;
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use stepalloc::{arena_scope, arena_scope_report, outside_scope, stats, ArenaScope, StepAlloc};
+use stepalloc::{arena_scope, arena_scope_report, outside_scope, stats, AllocError, Arena, ArenaScope, StepAlloc};
 use support::{child_passes, figure, role, set_limit, status_bytes, stock_backing, Block, Random};
 
 #[global_allocator]
@@ -300,6 +300,37 @@ fn commit_is_refused_half_way() {
             assert_eq!(figure(&text, "after"), 0, "{kind} {spare}: {text}");
         }
     }
+}
+
+/// An explicit arena commits ahead as well, and takes less where that is all there is.
+#[test]
+fn an_arena_uses_what_a_limit_leaves() {
+    let name = "an_arena_uses_what_a_limit_leaves";
+    let Some(spare) = role() else {
+        for spare in [300 << 10, 1_200 << 10, 5_000 << 10] {
+            let text = child_passes(name, &spare.to_string());
+            let least = (spare as u64).saturating_sub(160 << 10);
+            assert!(figure(&text, "used") >= least, "{spare}: {text}");
+        }
+        return;
+    };
+    let arena = Arena::new();
+    let block = support::layout(10_000, 8);
+    set_limit(
+        libc::RLIMIT_DATA,
+        status_bytes("VmData:") as u64 + spare.parse::<u64>().unwrap(),
+    );
+    let refused = loop {
+        match arena.try_alloc_layout_zeroed(block) {
+            // SAFETY: a block just made, of so many bytes.
+            Ok(at) => unsafe { at.write_bytes(1, block.size()) },
+            Err(refused) => break refused,
+        }
+    };
+    set_limit(libc::RLIMIT_DATA, libc::RLIM_INFINITY);
+    assert_eq!(refused, AllocError::OutOfMemory);
+    assert!(arena.try_alloc_layout(block).is_ok());
+    println!("used={}", arena.stats().used_bytes);
 }
 
 /// All four methods with layouts that nobody can serve: null, and the block at hand stays as it was.
