@@ -1519,16 +1519,8 @@ impl Heap {
             self.is_masked() || self.suspensions | self.deeper != 0
         );
         for lane in self.lanes {
-            let end = match (self.active, self.is_masked()) {
-                (false, _) => 0,
-                (true, masked) => {
-                    if masked {
-                        1
-                    } else {
-                        lane.limit
-                    }
-                }
-            };
+            let inside = if self.is_masked() { 1 } else { lane.limit };
+            let end = if self.active { inside } else { 0 };
             assert_eq!(lane.end, end, "what the inline path may fill");
             assert!(!self.is_masked() || lane.pos == 1, "a position is not masked");
         }
