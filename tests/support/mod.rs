@@ -79,7 +79,7 @@ impl<A: GlobalAlloc> Block<A> {
             return None;
         }
         assert_eq!(ptr.addr() % layout.align(), 0, "{layout:?} at {ptr:?}");
-        check_line(ptr, layout);
+        block::check_line(ptr, layout);
         let pattern = (ptr.addr() >> 4 ^ layout.size() ^ ptr.addr() >> 13) as u8 | 1;
         let mut block = Block {
             allocator,
@@ -134,7 +134,7 @@ impl<A: GlobalAlloc> Block<A> {
         self.ptr = p;
         self.layout = layout(size, self.layout.align());
         assert_eq!(p.addr() % self.layout.align(), 0);
-        check_line(p, self.layout);
+        block::check_line(p, self.layout);
         let pattern = self.pattern;
         assert!(is_uniform(&self.bytes()[..kept], pattern), "realloc lost bytes");
         self.bytes_mut()[kept..].fill(pattern);
@@ -160,15 +160,6 @@ impl<A: GlobalAlloc> Drop for Block<A> {
         // SAFETY: the block is live with this layout and not used again.
         unsafe { self.allocator.dealloc(self.ptr, self.layout) };
     }
-}
-
-/// From 64 bytes on a block of an arena begins at a cache line, however it came to be that large.
-pub fn check_line(p: *const u8, layout: Layout) {
-    let at_a_line = p.addr() % 64 == 0;
-    assert!(
-        at_a_line || layout.size() < 64 || !stepalloc::in_arena(p),
-        "{layout:?} at {p:?}, no line"
-    );
 }
 
 /// Whether all bytes are `byte`. Compares the slice with itself shifted by one, which is quick in debug builds too.
