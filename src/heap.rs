@@ -795,6 +795,28 @@ impl Heap {
             assert!(frame.serial > last, "H8: serials grow");
             last = frame.serial;
         }
+        let frames = &self.frames[..self.depth];
+        let counted = frames.iter().filter(|frame| frame.kind == Kind::Counted).count();
+        let suspended: u32 = frames.iter().map(|frame| frame.suspended).sum();
+        let sums = (counted as u32, suspended);
+        assert_eq!((self.counting, self.suspensions), sums, "H8: the sums of the frames");
+        assert!(
+            self.deeper == 0 || self.depth == FRAMES,
+            "H8: deeper than a table with room"
+        );
+        assert_eq!(self.active, self.top_is_active(), "H8: the topmost frame decides");
+        assert_eq!(
+            self.special != 0,
+            self.is_masked() || self.suspensions | self.deeper != 0
+        );
+        for lane in self.lanes {
+            assert_eq!(
+                self.is_masked(),
+                lane.pos == MASKED,
+                "a position is masked as it should be"
+            );
+        }
+        assert_eq!(self.len == 0, self.is_masked(), "frees on the inline path");
         self.spans.debug_check();
     }
 

@@ -181,6 +181,68 @@ impl<'a> Oracle<'a> {
         }
     }
 
+    /// Gives pages back; no whole page without a byte of a live block is in memory afterwards.
+    fn trim(&mut self) {
+        self.heap.trim();
+        let page = sys::page_size();
+        let small = self.heap.small_base.addr();
+        let large = self.heap.span_base.addr();
+        let areas = [
+            (small, small + self.heap.small.high * GRANULE),
+            (large, large + self.heap.spans.state.top * UNIT),
+        ];
+        for (from, to) in areas {
+            let mut at = from;
+            let occupied = |(&addr, &(size, _)): (&usize, &(usize, u8))| match from == small {
+                true => (addr, addr + granules(size) * GRANULE),
+                false => (addr, addr + units(size) * UNIT),
+            };
+            let blocks = self.live.range(from..to).map(occupied).chain([(to, to)]);
+            for (start, end) in blocks {
+                let (first, last) = (align_up(at, page), align_down(start, page));
+                if first < last {
+                    // SAFETY: committed memory of the segment.
+                    let resident = unsafe { sys::resident(self.ptr(first), last - first) };
+                    assert_eq!(resident, 0, "pages of free memory from {first:#x} to {last:#x} stay");
+                }
+                at = end;
+            }
+        }
+    }
+
+    /// Frees of addresses where no block begins: refused, and nothing has changed.
+    fn free_nothing(&mut self, which: usize, offset: usize) {
+        let l = self.private.segment.layout;
+        let base = self.private.segment.base.addr();
+        let beyond = [
+            self.heap.small_base.addr() + self.heap.small.high * GRANULE,
+            base + l.spans - GRANULE,
+            base + l.spans + self.heap.spans.state.top * UNIT,
+            base + SEGMENT_MIN - UNIT,
+            base,
+        ];
+        let small = self.heap.small.high < l.small_granules();
+        let large = self.heap.spans.state.top < l.span_units;
+        let addr = match self.pick(which) {
+            Some(at) if offset % 4 != 0 => {
+                let addr = self.order[at];
+                let grain = if addr < base + l.spans { GRANULE } else { UNIT };
+                addr + 1 + offset % (grain - 1)
+            }
+            _ => match offset / 4 % beyond.len() {
+                0 | 1 if !small => return,
+                2 | 3 if !large => return,
+                place => beyond[place],
+            },
+        };
+        let size = 1 + offset % 700;
+        assert_eq!(
+            self.heap.free(addr, size),
+            Freed::Misuse,
+            "no block begins at {addr:#x}"
+        );
+    }
+
     /// One operation from three numbers.
     fn step(&mut self, op: u8, a: usize, b: usize) {
         match op % 16 {
@@ -215,11 +277,25 @@ impl<'a> Oracle<'a> {
                 self.resize(a, sizes[(b / 4 % 8).min(3)]);
             }
             10 => self.free(a, true),
-            15 if a % 64 == 0 => {
-                self.heap.trim();
-            }
+            15 if a % 64 == 0 => self.trim(),
+            15 if a % 64 < 20 => self.free_nothing(a / 64, b),
             _ => self.free(a, false),
         }
+    }
+
+    /// What is in use is what the live blocks occupy, to the granule and to the unit.
+    fn check_figures(&mut self) {
+        let spans = self.private.segment.base.addr() + self.private.segment.layout.spans;
+        let (mut small, mut large) = (0, 0);
+        for (&addr, &(size, _)) in &self.live {
+            if addr < spans {
+                small += granules(size);
+            } else {
+                large += units(size);
+            }
+        }
+        assert_eq!(self.heap.live_granules(), small, "granules in use");
+        assert_eq!(self.heap.used_units(), large, "units in use");
     }
 
     /// Frees all that is left; nothing may remain.
@@ -229,6 +305,7 @@ impl<'a> Oracle<'a> {
         }
         assert_eq!(self.heap.live_granules(), 0, "granules left over");
         assert_eq!(self.heap.used_units(), 0, "units left over");
+        self.trim();
         self.heap.debug_check();
         assert_eq!(self.heap.detach(), Some(0));
         assert_eq!(self.heap.depth(), 0);
@@ -243,6 +320,10 @@ fn run(program: &[(u8, u16, u16)], check_every: usize) {
         oracle.step(op, a as usize, b as usize);
         if at % check_every == 0 {
             oracle.heap.debug_check();
+        }
+        // Seldom, for the figures fold what others have freed.
+        if at % 61 == 60 {
+            oracle.check_figures();
         }
     }
     oracle.finish();
@@ -276,6 +357,34 @@ fn long_programs_agree_with_the_oracle() {
     }
 }
 
+/// An area to its last granule, by blocks of all alignments: each is served whole or refused.
+#[test]
+fn areas_run_full_at_all_sizes_and_alignments() {
+    for seed in 1..=12usize {
+        let private = Private::new();
+        let mut oracle = Oracle::new(&private);
+        oracle.guards.push(oracle.heap.enter());
+        let mut number = seed;
+        for round in 0..2 {
+            let mut refused = 0;
+            while refused < 60 {
+                number = number.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(seed) ^ number >> 29;
+                let most = [200, 1_000, 1_024, 8_192, 3_000_000][(number >> 20) % (3 + seed % 3)];
+                let before = oracle.order.len();
+                oracle.alloc(1 + (number >> 33) % most, 1 << ((number >> 8) % 13));
+                refused += usize::from(oracle.order.len() == before);
+            }
+            oracle.heap.debug_check();
+            oracle.check_figures();
+            // Two of three go, and it is filled again.
+            for which in 0..oracle.order.len() * 2 / 3 * (1 - round) {
+                oracle.free(which * 4 * 7, which % 5 == 0);
+            }
+        }
+        oracle.finish();
+    }
+}
+
 #[test]
 fn a_step_walks_the_same_memory_each_time() {
     let private = Private::new();
@@ -294,6 +403,9 @@ fn a_step_walks_the_same_memory_each_time() {
             assert_eq!(heap.free(addr, 16 + i % 200), Freed::Yes);
         }
         heap.leave(scope);
+        if step % 7 == 3 {
+            heap.trim(); // which gives pages back and leaves the places alone
+        }
     }
 }
 
@@ -572,5 +684,98 @@ proptest! {
             frames.leave(last);
             frames.check();
         }
+    }
+}
+
+/// Closures alone, so last in, first out, at and beyond the table's end, where an extent has no frame of its own: the
+/// innermost extent still says whether the thread is in a scope, and each end is the end of what was begun last.
+fn nest(program: &[(u8, u8)], before: usize) {
+    let private = Private::new();
+    let mut heap = private.heap();
+    let mut open: Vec<(Ticket, Kind)> = (0..before).map(|_| (heap.enter(), Kind::Scope)).collect();
+    for &(op, size) in program {
+        match op % 8 {
+            0..=2 => open.push((heap.enter(), Kind::Scope)),
+            3 => open.push((heap.enter_slow(Kind::Outside), Kind::Outside)),
+            4 if size % 4 == 0 => open.push((heap.enter_slow(Kind::Counted), Kind::Counted)),
+            4..=6 => {
+                if let Some((ticket, _)) = open.pop() {
+                    heap.leave(ticket);
+                }
+            }
+            _ => {
+                let _served = heap.alloc(1 + 9 * size as usize, 8);
+            }
+        }
+        let (table, beyond) = open.split_at(open.len().min(FRAMES));
+        // Beyond the table only a suspension changes anything, and a scope inside it does not undo it.
+        let suspended = beyond.iter().any(|one| one.1 == Kind::Outside);
+        let inside = table.last().is_some_and(|one| one.1 != Kind::Outside) && !suspended;
+        assert_eq!(heap.is_active(), inside, "{} open", open.len());
+        assert_eq!(heap.bump(usize::MAX, 1) == Bumped::Outside, !inside);
+        let innermost = table.iter().rev().take_while(|one| one.1 != Kind::Outside).count();
+        assert_eq!(heap.depth(), if inside { innermost + beyond.len() } else { 0 });
+        assert_eq!(heap.is_counting(), table.iter().any(|one| one.1 == Kind::Counted));
+        heap.debug_check();
+    }
+    while let Some((ticket, _)) = open.pop() {
+        heap.leave(ticket);
+        heap.debug_check();
+    }
+    assert_eq!((heap.depth(), heap.is_active()), (0, false));
+}
+
+/// Guards in any order among closures, around the table's end: whatever stays open, the heap's sums are those of its
+/// frames, and nothing is left when all have ended.
+fn mix(program: &[(u8, u8)], before: usize) {
+    let private = Private::new();
+    let mut heap = private.heap();
+    let mut guards: Vec<Ticket> = (0..before).map(|_| heap.enter()).collect();
+    let mut closures: Vec<Ticket> = vec![];
+    for &(op, which) in program {
+        let which = which as usize;
+        match op % 8 {
+            0 | 1 => guards.push(heap.enter()),
+            2 => guards.push(heap.enter_slow(Kind::Counted)),
+            3 | 4 if !guards.is_empty() => {
+                // The last ones above all: the table's end is not left at once.
+                let last = guards.len() - 1;
+                let back = if which % 8 == 0 { which } else { which % 4 };
+                heap.leave(guards.remove(last - back.min(last)));
+            }
+            5 | 6 => closures.push(heap.enter_slow(Kind::Outside)),
+            _ => {
+                if let Some(ticket) = closures.pop() {
+                    heap.leave(ticket);
+                }
+            }
+        }
+        heap.debug_check();
+        assert!(closures.is_empty() || heap.depth() <= guards.len());
+    }
+    while let Some(ticket) = closures.pop() {
+        heap.leave(ticket);
+        heap.debug_check();
+    }
+    for ticket in guards {
+        heap.leave(ticket);
+        heap.debug_check();
+    }
+    assert_eq!((heap.depth(), heap.is_active(), heap.is_counting()), (0, false, false));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases / 4))]
+
+    #[test]
+    fn closures_nest_beyond_the_table(program in prop::collection::vec(any::<(u8, u8)>(), 1..200), before in 40..80usize) {
+        nest(&program, before);
+    }
+
+    #[test]
+    fn guards_and_closures_mix_around_the_tables_end(
+        program in prop::collection::vec(any::<(u8, u8)>(), 1..200), before in 50..75usize
+    ) {
+        mix(&program, before);
     }
 }

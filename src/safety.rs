@@ -15,24 +15,24 @@
 //!
 //! *Test* is a file of `tests/` or a test module of the crate; *model* the naive oracle that it is held against, or the
 //! loom model of the threads (`tests/loom/models.rs`); *break* an entry of `tests/mutations/list.toml`: a line of the allocator that is broken on
-//! purpose in a copy, so that the lane goes red. There are some 130 of them; here is one or two for each invariant.
+//! purpose in a copy, so that the lane goes red. There are some 250 of them; here is one or two for each invariant.
 //!
 //! | | in short | test | model | break |
 //! |---|---|---|---|---|
 //! | H1 | a bit is set exactly in live blocks and holes | `src/heap_tests.rs`, `tests/chaos.rs` | a map of live blocks by address; a shadow map that aborts | `take-without-setting-bits`, `leave-the-gap-before-an-aligned-block-set` |
 //! | H2 | the owner takes only what is clear after folding | `src/heap_tests.rs`, `src/live_map_tests.rs` | two rows of flags; loom's `what_a_remote_free_did_comes_before_the_next_use` | `fold-without-clearing-remote-bits`, `take-the-saved-hole-back-without-reading-its-bits` |
 //! | H3 | a remote free touches the remote map alone | `src/live_map_tests.rs`, `tests/escapees.rs`, `tests/realloc.rs` | two rows of flags; loom's `neighbours_in_one_word_freed_by_two_threads_are_both_folded_once` | `free-remotely-in-the-live-map`, `remote-free-by-load-and-store` |
-//! | H4 | freeing clears the block's bits, no others | `src/heap_tests.rs`, `tests/misuse.rs` | a map of live blocks; every granule counted at the end | `forget-a-blocks-last-granule`, `clear-one-word-where-a-block-reaches-into-two` |
+//! | H4 | freeing clears the block's bits, no others | `src/heap_tests.rs`, `tests/misuse.rs` | a map of live blocks; every granule counted while it runs and at the end | `forget-a-blocks-last-granule`, `clear-one-word-where-a-block-reaches-into-two` |
 //! | H5 | spans tile their area | `src/spans_tests.rs`, `tests/traces.rs` | first fit by a walk over a map; loom's `a_span_freed_by_its_owner_and_by_another_thread_is_free_once` | `merge-across-a-live-head`, `fold-a-span-twice` |
 //! | H6 | a segment has at most one owner | `tests/many_threads.rs`, `tests/escapees.rs` | every byte accounted for when all threads are dead; loom's `an_owner_sees_all_that_the_last_one_wrote` | `giving-one-segment-back-gives-its-word`, `release-the-segment-before-the-slot-is-zeroed` |
 //! | H7 | routed by address; the backing sees a function of the layout | `tests/backing.rs`, `tests/realloc.rs` | a shadow map of the backing's blocks and layouts | `reallocations-are-routed-by-scope`, `the-backing-frees-with-another-layout` |
-//! | H8 | frames are a stack, guards act while theirs is there | `src/heap_tests.rs`, `tests/scopes.rs` | a plain stack | `a-guard-that-is-gone-finds-a-frame`, `a-suspension-is-cut-short` |
+//! | H8 | frames are a stack, guards act while theirs is there | `src/heap_tests.rs`, `tests/scopes.rs` | a plain stack, in the frame table and beyond its end | `a-guard-that-is-gone-finds-a-frame`, `a-suspension-is-cut-short` |
 //! | A1–A5 | the explicit arena's, see `src/arena.rs` | `tests/arena.rs`, `tests/arena_checkpoints.rs` | blocks, marks and their order in lists | `an-arena-bumps-past-its-end`, `blocks-below-a-checkpoint-are-freed` |
 //! | B1–B4 | its memory's, see `src/arena/blocks.rs` | `tests/arena.rs` | zeroed blocks looked at | `an-arenas-known-zero-is-off`, `decommitted-pages-come-back-dirty` |
 //! | P1, P2 | pools': a slot is live, or free once, or fresh | `tests/pool.rs` | values that count themselves; loom's `a_shared_pool_gives_no_slot_to_two_threads` | `a-pools-slot-is-handed-out-twice`, `a-shared-pool-gives-the-slot-back-before-the-drop` |
 //! | R1 | raw pools': a free is taken once, of an object's start | `tests/pool.rs` | a list of what is out, hostile frees | `a-freed-slot-stays-live`, `a-pointer-into-an-object-is-taken` |
 //! | known zero | what is said to be zero is | `tests/zeroed.rs`, `src/heap_tests.rs` | every byte looked at | `known-zero-mark-off-by-one`, `the-top-moves-down` |
-//! | figures | each byte is in one class; counts return to zero | `tests/stats.rs`, `tests/report.rs`, `tests/soak/src/main.rs` | sums; a line through resident memory | `the-hole-counts-as-live`, `covered-blocks-stay-in-the-table` |
+//! | figures | each byte is in one class; counts return to zero | `tests/stats.rs`, `tests/report.rs`, `tests/soak/src/main.rs` | sums; the system's map of usable pages; naive counts; a line through resident memory | `the-hole-counts-as-live`, `covered-blocks-stay-in-the-table` |
 //! | the system's | each system file keeps the contract of `src/sys/mod.rs` | `src/sys/tests.rs` | | `windows-discards-nothing-and-says-it-did`, `unix-releases-half` |
 //! | arithmetic | layout and rounding | `src/layout.rs`, `src/align.rs` | division, bit by bit, for all small numbers | `a-mask-is-one-bit-short`, `the-areas-of-a-segment-overlap` |
 //!

@@ -256,3 +256,40 @@ proptest! {
         oracle.finish();
     }
 }
+
+/// What other threads free comes back from every region, of which there are more than the flag's word has bits.
+#[test]
+fn spans_freed_by_others_come_back_wherever_they_are() {
+    const MANY: usize = 150;
+    let tables = (MANY * REGION_BYTES).next_multiple_of(PART);
+    let bytes = tables + MANY * REGION_UNITS * UNIT;
+    let raw = sys::reserve(bytes);
+    assert!(!raw.is_null());
+    let (mut longest, flag) = ([0; MANY], AtomicU64::new(0));
+    // SAFETY: tables and area are parts of the reservation just made; `longest` and `flag` live as long as the spans.
+    let mut spans = unsafe {
+        let (area, limit) = (raw.add(tables), MANY * REGION_UNITS);
+        Spans::new(raw, longest.as_mut_ptr(), &flag, area, limit, SpanState::default())
+    };
+    // Nobody touches their memory, so that they cost none.
+    let units = REGION_UNITS / 2 - 5;
+    let mut blocks: Vec<usize> = (0..2 * MANY).map(|_| spans.alloc(units, 1).unwrap().unit).collect();
+    for lots in [1, 3, 70, 2 * MANY] {
+        let mut left = 2 * MANY;
+        for lot in blocks.chunks(lots) {
+            for &unit in lot {
+                // SAFETY: the tables are committed, the span is used and this test's to free.
+                assert!(unsafe { free_remote(raw, &flag, unit) });
+            }
+            assert_eq!(spans.fold(), lot.len(), "{lot:?}");
+            left -= lot.len();
+            assert_eq!(spans.state.used, left * units);
+        }
+        let again: Vec<usize> = blocks.iter().map(|_| spans.alloc(units, 1).unwrap().unit).collect();
+        assert_eq!(again, blocks, "the same places");
+        blocks = again;
+    }
+    spans.debug_check();
+    // SAFETY: made above; nothing uses it any more.
+    unsafe { sys::release(raw, bytes) };
+}

@@ -63,6 +63,27 @@ fn a_foreign_checkpoint_is_refused_also_from_an_arena_at_the_same_place() {
     assert_eq!(back(&arena, &elsewhere), Err(CheckpointError::Foreign));
 }
 
+/// The serials of two arenas are drawn in ranges, one behind the other: their ends are nobody else's either.
+#[test]
+fn all_checkpoints_of_two_arenas_are_foreign_to_the_other() {
+    for _ in 0..8 {
+        let (one, other) = (Arena::new(), Arena::new());
+        let (mut ones, mut others) = (vec![one.checkpoint()], vec![other.checkpoint()]);
+        for _ in 0..3_100 {
+            ones.push(one.checkpoint());
+            others.push(other.checkpoint());
+        }
+        assert!(others
+            .iter()
+            .all(|theirs| back(&one, theirs) == Err(CheckpointError::Foreign)));
+        assert!(ones
+            .iter()
+            .all(|theirs| back(&other, theirs) == Err(CheckpointError::Foreign)));
+        assert_eq!(back(&one, &ones[3_100]), Ok(()));
+        assert_eq!(back(&other, &others[0]), Ok(()));
+    }
+}
+
 #[test]
 fn a_reset_makes_every_checkpoint_stale() {
     let mut arena = Arena::new();

@@ -5,7 +5,7 @@
 mod support;
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use stepalloc::{arena_scope, arena_scope_report, stats, ArenaScope, StepAlloc};
+use stepalloc::{arena_scope, arena_scope_report, stats, AllocError, Arena, ArenaScope, StepAlloc};
 use support::{child_passes, figure, hang_at_most, role, set_limit, status_bytes, stock_backing, Block, Random};
 
 #[global_allocator]
@@ -192,6 +192,7 @@ fn commit_is_refused_half_way() {
         // The backing sees large blocks with an alignment of 64, which needs a little more room.
         stock_backing(&[size + 128], count);
         let before = stats().fallbacks;
+        let committed = stats().committed_bytes;
         set_limit(
             libc::RLIMIT_DATA,
             status_bytes("VmData:") as u64 + spare.parse::<u64>().unwrap(),
@@ -204,6 +205,7 @@ fn commit_is_refused_half_way() {
             }
         });
         let refused = stats().fallbacks.commit_refused - before.commit_refused;
+        let grown = stats().committed_bytes - committed;
         blocks.iter().for_each(Block::verify);
         let reached = blocks.len();
         blocks.clear();
@@ -217,7 +219,7 @@ fn commit_is_refused_half_way() {
         let freed = stats().fallbacks;
         arena_scope(|| blocks.extend((0..count).map(|_| Block::new(size, 8))));
         let freed = stats().fallbacks.total() - freed.total();
-        println!("refused={refused} reached={reached} held={held} after={freed}");
+        println!("refused={refused} reached={reached} grown={grown} held={held} after={freed}");
         return;
     }
     for kind in ["small", "large"] {
@@ -225,8 +227,42 @@ fn commit_is_refused_half_way() {
             let text = child_passes("commit_is_refused_half_way", &format!("{kind} {spare}"));
             assert!(figure(&text, "refused") > 0, "{kind} {spare}: {text}");
             assert!(figure(&text, "reached") > 40, "{kind} {spare}: {text}");
+            // What there is, is used: steps ahead are a wish.
+            let least = (spare as u64).saturating_sub(160 << 10);
+            assert!(figure(&text, "grown") >= least, "{kind} {spare}: {text}");
             assert_eq!(figure(&text, "held"), 0, "{kind} {spare}: {text}");
             assert_eq!(figure(&text, "after"), 0, "{kind} {spare}: {text}");
         }
     }
+}
+
+/// An explicit arena commits ahead as well, and takes less where that is all there is.
+#[test]
+fn an_arena_uses_what_a_limit_leaves() {
+    let name = "an_arena_uses_what_a_limit_leaves";
+    let Some(spare) = role() else {
+        for spare in [300 << 10, 1_200 << 10, 5_000 << 10] {
+            let text = child_passes(name, &spare.to_string());
+            let least = (spare as u64).saturating_sub(160 << 10);
+            assert!(figure(&text, "used") >= least, "{spare}: {text}");
+        }
+        return;
+    };
+    let arena = Arena::new();
+    let block = support::layout(10_000, 8);
+    set_limit(
+        libc::RLIMIT_DATA,
+        status_bytes("VmData:") as u64 + spare.parse::<u64>().unwrap(),
+    );
+    let refused = loop {
+        match arena.try_alloc_layout_zeroed(block) {
+            // SAFETY: a block just made, of so many bytes.
+            Ok(at) => unsafe { at.write_bytes(1, block.size()) },
+            Err(refused) => break refused,
+        }
+    };
+    set_limit(libc::RLIMIT_DATA, libc::RLIM_INFINITY);
+    assert_eq!(refused, AllocError::OutOfMemory);
+    assert!(arena.try_alloc_layout(block).is_ok());
+    println!("used={}", arena.stats().used_bytes);
 }

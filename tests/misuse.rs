@@ -168,6 +168,59 @@ double_free! {
     };
 }
 
+/// Whether `act` ends a forked child by abort.
+#[cfg(unix)]
+fn dies(act: impl FnOnce()) -> bool {
+    // SAFETY: the child uses this thread and one of its own, and ends at once; what it says is not wanted.
+    let pid = unsafe { libc::fork() };
+    assert_ne!(pid, -1, "fork was refused");
+    if pid == 0 {
+        // SAFETY: as above; a child that hangs is ended.
+        unsafe {
+            libc::alarm(20);
+            libc::close(2);
+        }
+        act();
+        // SAFETY: as above.
+        unsafe { libc::_exit(0) };
+    }
+    let mut status = 0;
+    // SAFETY: waits for our own child.
+    assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
+    libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGABRT
+}
+
+/// No block begins inside a granule or a unit, at whichever byte, whoever frees and whether the owner lives or not. (The
+/// owner's inline path does not look at a short block's.)
+#[cfg(unix)]
+#[test]
+fn addresses_inside_a_granule_or_a_unit_freed_abort() {
+    in_thread(|| {
+        for size in [40, 900, 5_000, 100_000] {
+            let grain = if size > 8_192 { 1_024 } else { 16 };
+            for offset in [1, 2, 4, 8, 15, 16, 64, 512, 1_023]
+                .into_iter()
+                .filter(|offset| offset % grain != 0)
+            {
+                let (_a, block, _b) = arena_scope(|| between(size));
+                let (p, layout) = block.into_raw();
+                let addr = p as usize;
+                // SAFETY: none where no block begins at the address: that is what this shows to be caught.
+                let free = move |offset| unsafe { dealloc((addr + offset) as *mut u8, layout) };
+                if size > 1_024 {
+                    assert!(dies(|| free(offset)), "{size} bytes, {offset}");
+                }
+                assert!(
+                    dies(|| in_thread(|| free(offset))),
+                    "{size} bytes, {offset}, another thread"
+                );
+                assert!(!dies(|| in_thread(|| free(0))), "{size} bytes, the block itself");
+                free(0);
+            }
+        }
+    });
+}
+
 // ---- Threads that are dead, or dying ----
 
 #[test]

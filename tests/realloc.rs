@@ -163,6 +163,52 @@ fn a_tail_given_up_by_another_thread_is_used_again_and_nothing_else_is() {
     });
 }
 
+/// Every small size resized to every other, by the owner and by another thread.
+#[test]
+#[serial]
+fn every_small_size_becomes_every_other() {
+    const MOST: usize = 140;
+    for by_owner in [true, false] {
+        arena_scope(|| {
+            for old in 1..=MOST {
+                let mut blocks: Vec<Block> = (0..MOST).map(|_| Block::new(old, 8)).collect();
+                let mut resize = || {
+                    for (block, new) in blocks.iter_mut().zip(1..) {
+                        assert!(block.resize(new));
+                    }
+                };
+                if by_owner {
+                    resize();
+                } else {
+                    in_thread(resize);
+                }
+                blocks.iter().for_each(Block::verify);
+            }
+        });
+    }
+}
+
+/// Another thread cannot give up the tail of a large block, so it keeps the block where that wastes less than half of it.
+#[test]
+#[serial]
+#[cfg_attr(any(feature = "hardened", feature = "asan"), ignore = "checked blocks always move")]
+fn a_large_block_resized_by_another_thread_stays_while_it_wastes_little() {
+    const KIB: usize = 1 << 10;
+    for (new, stays) in [
+        (1024, true),
+        (1000, true),
+        (520, true),
+        (500, false),
+        (20, false),
+        (1025, false),
+    ] {
+        let mut block = arena_scope(|| Block::new(1024 * KIB, 8));
+        let addr = block.addr();
+        in_thread(|| assert!(block.resize(new * KIB)));
+        assert_eq!(block.addr() == addr, stays, "to {new} KiB");
+    }
+}
+
 // ---- In place ----
 
 #[test]

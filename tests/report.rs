@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::hint::black_box;
 use std::mem::ManuallyDrop;
 use std::sync::mpsc::channel;
 use std::thread;
@@ -311,10 +312,10 @@ fn fallbacks_are_counted_by_reason() {
     let before = stats().fallbacks;
     let outer = ArenaScope::enter_counted();
     // SAFETY: the layout has a size.
-    assert!(unsafe { std::alloc::alloc(huge) }.is_null());
+    assert!(black_box(unsafe { std::alloc::alloc(huge) }).is_null());
     let ((), inner) = arena_scope_report(|| {
         // SAFETY: as above.
-        (0..2).for_each(|_| assert!(unsafe { std::alloc::alloc_zeroed(huge) }.is_null()));
+        (0..2).for_each(|_| assert!(black_box(unsafe { std::alloc::alloc_zeroed(huge) }).is_null()));
         drop(block(10));
     });
     let outer = outer.leave();
@@ -392,4 +393,146 @@ fn dropping_a_counted_guard_stops_counting() {
     assert_eq!(figures(&counted.leave()), [1, 100, 100, 0, 0, 0]);
     let ((), report) = arena_scope_report(|| drop(block(1)));
     assert_eq!(figures(&report), [1, 1, 1, 0, 0, 0]);
+}
+
+/// What one scope must have seen, counted by hand.
+#[derive(Default)]
+struct Naive {
+    /// The number of the first block that is its own.
+    first: usize,
+    blocks: u64,
+    bytes: u64,
+    live: u64,
+    peak: u64,
+    remote_frees: u64,
+}
+
+impl Naive {
+    fn made(&mut self, bytes: usize) {
+        self.blocks += 1;
+        self.grew(0, bytes);
+    }
+
+    fn grew(&mut self, old: usize, new: usize) {
+        self.bytes += new.saturating_sub(old) as u64;
+        self.live = self.live + new as u64 - old as u64;
+        self.peak = self.peak.max(self.live);
+    }
+
+    /// `live` has all blocks, each with its number.
+    fn agrees(&self, report: &ScopeReport, live: &[(Block, usize)], what: &str) {
+        let escapees = || live.iter().filter(|one| one.1 >= self.first);
+        let bytes: usize = escapees().map(|one| one.0.size()).sum();
+        let [blocks, bytes_made, peak, count, escapee_bytes, remote_frees] = figures(report);
+        assert_eq!(
+            (blocks, bytes_made, remote_frees),
+            (self.blocks, self.bytes, self.remote_frees),
+            "{what}"
+        );
+        assert_eq!(
+            (count, escapee_bytes),
+            (escapees().count() as u64, bytes as u64),
+            "{what}"
+        );
+        // What others free is live until it is seen.
+        assert!(
+            peak == self.peak || self.remote_frees > 0 && (self.peak..=self.bytes).contains(&peak),
+            "{what}: {peak}, not {}",
+            self.peak
+        );
+    }
+}
+
+/// Programs of blocks made, resized, freed here and by another thread, in counted scopes nested up to five deep.
+#[test]
+fn reports_agree_with_a_naive_count() {
+    let (give, take) = channel::<Block>();
+    let (done, wait) = channel::<()>();
+    let other = thread::spawn(move || {
+        for block in take {
+            drop(block);
+            done.send(()).unwrap();
+        }
+    });
+    for seed in 1..=150 {
+        let mut random = Random(seed);
+        // Room for all, so that nothing but the blocks is made in the scopes.
+        let mut live: Vec<(Block, usize)> = Vec::with_capacity(800);
+        let mut open: Vec<(stepalloc::CountedScope, Naive)> = Vec::with_capacity(5);
+        let mut made = 0;
+        let size = |random: &mut Random| match random.below(20) {
+            0 => 20_000 + random.below(60_000),
+            1 | 2 => 1_000 + random.below(7_000),
+            _ => 1 + random.below(200),
+        };
+        let what = format!("seed {seed}");
+        for step in 0..700 {
+            match random.below(14) {
+                _ if open.is_empty() || step % 97 == 96 && open.len() < 5 => {
+                    let scope = ArenaScope::enter_counted();
+                    let first = made;
+                    open.push((
+                        scope,
+                        Naive {
+                            first,
+                            ..Naive::default()
+                        },
+                    ));
+                }
+                0 if step % 5 == 0 => {
+                    if let Some((scope, naive)) = open.pop() {
+                        let report = scope.leave();
+                        naive.agrees(&report, &live, &what);
+                    }
+                }
+                1..=5 if !live.is_empty() => {
+                    let remote = random.below(3) == 0;
+                    let (block, number) = live.swap_remove(random.below(live.len()));
+                    for (_, naive) in open.iter_mut().filter(|(_, naive)| naive.first <= number) {
+                        naive.live -= block.size() as u64;
+                        naive.remote_frees += u64::from(remote);
+                    }
+                    if remote {
+                        outside_scope(|| {
+                            give.send(block).unwrap();
+                            wait.recv().unwrap();
+                        });
+                    }
+                }
+                6 if !live.is_empty() => {
+                    let which = random.below(live.len());
+                    let (block, number) = &mut live[which];
+                    let (addr, old, new) = (block.addr(), block.size(), size(&mut random));
+                    assert!(block.resize(new));
+                    let moved = block.addr() != addr;
+                    let before = std::mem::replace(number, if moved { made } else { *number });
+                    made += usize::from(moved);
+                    for (_, naive) in &mut open {
+                        if moved {
+                            naive.made(new);
+                        }
+                        if naive.first <= before {
+                            match moved {
+                                true => naive.live -= old as u64,
+                                false => naive.grew(old, new),
+                            }
+                        }
+                    }
+                }
+                _ => {
+                    let bytes = size(&mut random);
+                    live.push((block(bytes), made));
+                    made += 1;
+                    open.iter_mut().for_each(|(_, naive)| naive.made(bytes));
+                }
+            }
+        }
+        while let Some((scope, naive)) = open.pop() {
+            let report = scope.leave();
+            naive.agrees(&report, &live, &what);
+        }
+        assert_eq!(scope_depth(), 0);
+    }
+    drop(give);
+    other.join().unwrap();
 }

@@ -430,6 +430,22 @@ fn guards_dropped_inside_a_suspension_beyond_the_table_do_not_end_the_suspension
     all_is_closed();
 }
 
+/// Regression: scopes beyond the frame table did not count where a suspension was in the table below them.
+#[test]
+fn scopes_inside_a_suspension_count_beyond_the_table_too() {
+    let outer: Vec<ArenaScope> = (0..FRAMES - 2).map(|_| ArenaScope::enter()).collect();
+    outside_scope(|| {
+        let inner: Vec<ArenaScope> = (0..5).map(|_| ArenaScope::enter()).collect();
+        assert_eq!(scope_depth(), 5);
+        assert!(served_by_the_arena());
+        drop(inner);
+        assert_eq!(scope_depth(), 0);
+    });
+    assert_eq!(scope_depth(), FRAMES - 2);
+    drop(outer);
+    all_is_closed();
+}
+
 #[test]
 fn a_guard_made_inside_outside_scope_ends_with_it() {
     arena_scope(|| {

@@ -5,7 +5,7 @@ mod support;
 
 use serial_test::serial;
 use stepalloc::{arena_scope_report, stats, ArenaScope, StepAlloc};
-use support::{in_thread, Block};
+use support::{child_passes, in_thread, role, Block};
 
 #[global_allocator]
 static GLOBAL: StepAlloc = StepAlloc::new().reservation(16 << 20);
@@ -19,6 +19,27 @@ fn the_reservation_is_as_small_as_asked() {
         assert!((8 << 20..=16 << 20).contains(&stats.reserved_bytes), "{stats:?}");
         assert_eq!(stats.segments, 1);
     });
+}
+
+/// Of two allocators with limits of their own the smaller limit counts, whichever is asked first.
+#[test]
+#[serial]
+fn of_two_limits_the_smaller_counts() {
+    static LARGER: StepAlloc = StepAlloc::new().reservation(64 << 20);
+    let name = "of_two_limits_the_smaller_counts";
+    let layout = support::layout(4_000, 8); // large enough to come past the inline path
+    match role().as_deref() {
+        None => ["first", "last"].iter().for_each(|role| drop(child_passes(name, role))),
+        Some(role) => {
+            let mut last = (role == "last").then(|| Block::new(4_000, 8));
+            drop(Block::from(&LARGER, layout, false));
+            let block = last.take().unwrap_or_else(|| Block::new(4_000, 8));
+            drop(stepalloc::arena_scope(|| Block::new(100, 8)));
+            let stats = stats();
+            assert!((8 << 20..=16 << 20).contains(&stats.reserved_bytes), "{stats:?}");
+            drop(block);
+        }
+    }
 }
 
 /// Bytes behind each block that are its own too.

@@ -4,10 +4,13 @@
 mod support;
 
 use serial_test::serial;
+use std::sync::mpsc::sync_channel;
 use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
-use stepalloc::{arena_scope, heap_stats, outside_scope, scope_depth, stats, trim, ArenaScope, HeapStats, StepAlloc};
+use stepalloc::{
+    arena_scope, heap_stats, outside_scope, scope_depth, stats, trim, ArenaScope, HeapStats, Stats, StepAlloc,
+};
 use support::{in_thread, resident, Block, Random};
 
 #[global_allocator]
@@ -64,6 +67,23 @@ fn a_thread_without_an_arena_has_none() {
     });
 }
 
+/// Free bytes on pages of small blocks: the least and the most, for the holes may be anywhere.
+fn pinned(blocks: &[Block]) -> (usize, usize) {
+    const PAGE: usize = 4_096;
+    const HOLES: usize = 256 << 10;
+    let mut pages = std::collections::BTreeMap::<usize, usize>::new();
+    for block in blocks.iter().filter(|block| block.size() <= 8_000) {
+        let (mut at, end) = (block.addr(), block.addr() + occupied(block.size()));
+        while at < end {
+            let next = (at / PAGE + 1) * PAGE;
+            *pages.entry(at / PAGE).or_default() += end.min(next) - at;
+            at = next;
+        }
+    }
+    let all = pages.values().map(|live| PAGE - live).sum::<usize>();
+    (all.saturating_sub(HOLES), all + 4 * PAGE)
+}
+
 #[test]
 #[serial]
 fn the_figures_of_a_thread_are_exact() {
@@ -101,6 +121,12 @@ fn the_figures_of_a_thread_are_exact() {
             }
             if round % 20 == 0 {
                 let heap = sums_hold();
+                let (least, most) = pinned(&blocks);
+                let pinned = heap.pinned_bytes - before.pinned_bytes;
+                assert!(
+                    (least..=most).contains(&pinned),
+                    "{pinned} bytes, not {least} to {most}"
+                );
                 assert_eq!(heap.small_in_use_bytes - before.small_in_use_bytes, small);
                 assert_eq!(heap.large_in_use_bytes - before.large_in_use_bytes, large);
             }
@@ -109,6 +135,41 @@ fn the_figures_of_a_thread_are_exact() {
         let heap = sums_hold();
         assert_eq!(heap.in_use_bytes, before.in_use_bytes);
         assert_eq!(heap.scopes_entered, before.scopes_entered + 3_000);
+    });
+}
+
+/// Bytes of `[from, from + bytes)` that may be read and written, as the system tells.
+#[cfg(target_os = "linux")]
+fn usable(from: usize, bytes: usize) -> usize {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let number = |text| usize::from_str_radix(text, 16).unwrap();
+    let parts = maps.lines().filter(|line| line.contains(" rw")).map(|line| {
+        let (low, high) = line.split_once(' ').unwrap().0.split_once('-').unwrap();
+        number(high).min(from + bytes).saturating_sub(number(low).max(from))
+    });
+    parts.sum()
+}
+
+/// The figures against the system's own: nothing that is usable is left out, nothing counts that is not.
+#[cfg(target_os = "linux")]
+#[test]
+#[serial]
+fn committed_bytes_are_those_that_the_system_has_made_usable() {
+    in_thread(|| {
+        let addr = arena_scope(|| Block::new(100, 8).addr());
+        let reserved = heap_stats().reserved_bytes;
+        let segment = addr & !(reserved - 1);
+        let mut random = Random(9);
+        let mut blocks = vec![];
+        for round in 0..150 {
+            let size = random.size(if round % 10 == 0 { 6 << 20 } else { 60_000 });
+            arena_scope(|| blocks.extend((0..5).map(|_| Block::new(size, 8))));
+            while blocks.len() > 100 {
+                drop(blocks.swap_remove(random.below(blocks.len())));
+            }
+            let before = sums_hold();
+            assert_eq!(before.committed_bytes, usable(segment, reserved), "{before:?}");
+        }
     });
 }
 
@@ -137,6 +198,70 @@ fn process_totals_add_up_while_other_threads_work() {
     let after = stats();
     assert_eq!(after.scopes_entered, before.scopes_entered + 453);
     assert!(after.segments_peak >= 3 && after.segments <= after.segments_peak);
+}
+
+/// What owners publish is all there is: with a thread at rest the totals are its blocks and at most its holes, and its own
+/// look at its arena changes none of them.
+#[test]
+#[serial]
+fn totals_of_a_thread_at_rest_are_exact_but_for_its_holes() {
+    const HOLES: usize = 256 << 10;
+    let before = stats();
+    let (tell, told) = sync_channel::<(bool, usize)>(0);
+    let (go, wait) = sync_channel::<()>(0);
+    let worker = thread::spawn(move || {
+        let rest = |looked, blocks: &[Block]| {
+            let whole = |block: &Block| match block.size() {
+                size @ 0..=8_000 => occupied(size),
+                size => (size + GUARD).next_multiple_of(1_024),
+            };
+            tell.send((looked, blocks.iter().map(whole).sum())).unwrap();
+            wait.recv().unwrap();
+        };
+        let mut random = Random(10);
+        let mut blocks: Vec<Block> = Vec::with_capacity(400);
+        for step in 0..600 {
+            let size = match step % 3 {
+                0 => 1 + random.below(8_000),
+                _ => 300_000 + random.below(400_000),
+            };
+            let which = random.below(blocks.len().max(1));
+            match random.below(6) {
+                0 | 1 if !blocks.is_empty() => drop(blocks.swap_remove(which)),
+                2 if !blocks.is_empty() => assert!(arena_scope(|| blocks[which].resize(size))),
+                3 => {
+                    // For a while short ones alone make the area grow.
+                    let most = if step / 50 % 2 == 0 { 900 } else { 8_000 };
+                    (0..60).for_each(|n| blocks.push(arena_scope(|| Block::new(1 + (size + n) % most, 8))));
+                }
+                _ => blocks.push(arena_scope(|| Block::new(size, 8))),
+            }
+            if blocks.len() > 200 {
+                blocks.truncate(50);
+            }
+            rest(false, &blocks);
+            let _own = heap_stats();
+            rest(true, &blocks);
+        }
+        blocks.clear();
+        rest(false, &blocks);
+    });
+    let mut last = stats();
+    while let Ok((looked, bytes)) = told.recv() {
+        let now = stats();
+        let all = before.in_use_bytes + bytes;
+        assert!(
+            (all..=all + HOLES).contains(&now.in_use_bytes),
+            "{all} bytes in blocks, {now:?}"
+        );
+        if looked {
+            let figures = |stats: &Stats| (stats.committed_bytes, stats.table_bytes, stats.in_use_bytes);
+            assert_eq!(figures(&now), figures(&last), "all was published before");
+        }
+        last = now;
+        go.send(()).unwrap();
+    }
+    worker.join().unwrap();
 }
 
 #[test]
@@ -233,9 +358,9 @@ fn trim_reaches_the_memory_of_ended_threads() {
     let full = resident();
     // Too little to be given back by the frees alone, unless earlier ones have brought it near.
     drop(blocks);
-    trim();
+    let given = trim();
     let fell = full.saturating_sub(resident());
-    assert!(fell > 700_000, "{fell}");
+    assert!(fell > 700_000 && given > 700_000, "{fell} and {given}");
 }
 
 #[cfg(target_os = "linux")]

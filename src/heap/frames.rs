@@ -43,7 +43,7 @@ pub(super) struct Frame {
     /// Whether the thread was in a scope, not suspended, when it came in.
     was_active: bool,
     /// How many extents beyond the table suspend this frame.
-    suspended: u32,
+    pub(super) suspended: u32,
 }
 
 impl Frame {
@@ -212,7 +212,7 @@ impl Heap {
         }
     }
 
-    fn top_is_active(&self) -> bool {
+    pub(super) fn top_is_active(&self) -> bool {
         let top = self.depth.checked_sub(1).and_then(|index| self.frames.get(index));
         top.is_some_and(|top| top.kind != Kind::Outside && top.suspended == 0)
     }
@@ -335,11 +335,16 @@ impl Heap {
         let mut open = 0usize;
         for frame in self.frames.iter().take(self.depth).rev() {
             if frame.kind == Kind::Outside || frame.suspended != 0 {
-                return open;
+                break;
             }
             open = open.wrapping_add(1);
         }
-        open.wrapping_add(self.deeper as usize)
+        // Those beyond the table are in the scope at its end; in a suspension there they have no effect.
+        if open == 0 {
+            0
+        } else {
+            open.wrapping_add(self.deeper as usize)
+        }
     }
 
     /// Scopes entered so far.

@@ -46,8 +46,8 @@ pub enum Op {
     /// The same.
     Zeroed(usize, u32),
     FreeNewest,
-    /// How many blocks back, new size.
-    Resize(usize, usize),
+    /// How many blocks back, new size, and the logarithm of the new alignment.
+    Resize(usize, usize, u32),
     Checkpoint,
     ResetTo(usize),
     Commit(usize),
@@ -68,7 +68,7 @@ impl Op {
             0..=9 => Op::Alloc(size, shift),
             10..=12 => Op::Zeroed(size, shift % 8),
             13 | 14 => Op::FreeNewest,
-            15..=17 => Op::Resize(b as usize % 8, size),
+            15..=17 => Op::Resize(b as usize % 8, size, shift % 9),
             18..=21 => Op::Checkpoint,
             22..=25 => Op::ResetTo(a % 64),
             26 => Op::Commit(size),
@@ -168,7 +168,7 @@ impl Oracle {
                     }
                 }
             }
-            Op::Resize(back, size) => {
+            Op::Resize(back, size, shift) => {
                 // Growing a block from before a checkpoint makes it one from after it: the oracle leaves those alone.
                 let movable = self.blocks.len() - self.newest_mark();
                 if movable == 0 {
@@ -177,7 +177,7 @@ impl Oracle {
                 let which = self.blocks.len() - 1 - back % movable;
                 let old = self.blocks[which].clone();
                 old.verify();
-                let layout = Layout::from_size_align(size, old.layout.align()).unwrap();
+                let layout = Layout::from_size_align(size, 1 << shift).unwrap();
                 // SAFETY: the block is live with this layout, and what comes back takes its place.
                 let resized = unsafe {
                     if size >= old.layout.size() {
@@ -201,7 +201,7 @@ impl Oracle {
                         self.blocks.insert(which, block);
                     }
                     Err(error) => {
-                        self.refused(arena, error, size, old.layout.align());
+                        self.refused(arena, error, size, layout.align());
                         old.verify();
                     }
                 }
@@ -237,7 +237,11 @@ impl Oracle {
                 }
             }
             Op::Commit(bytes) => match arena.commit(bytes) {
-                Ok(()) => assert!(arena.stats().committed_bytes >= bytes),
+                Ok(()) => {
+                    let stats = arena.stats();
+                    assert!(stats.committed_bytes >= bytes);
+                    assert!(stats.used_bytes + bytes <= arena.max_bytes().unwrap_or(usize::MAX));
+                }
                 Err(error) => self.refused(arena, error, bytes, 1),
             },
             Op::Reset(how) => {

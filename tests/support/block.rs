@@ -14,6 +14,15 @@ pub struct Block {
 // SAFETY: a block is owned memory, reached only through its one `Block`.
 unsafe impl Send for Block {}
 
+/// From 64 bytes on a block of an arena begins at a cache line, however it came to be that large.
+pub fn check_line(p: *const u8, layout: Layout) {
+    let at_a_line = p.addr() % 64 == 0;
+    assert!(
+        at_a_line || layout.size() < 64 || !stepalloc::in_arena(p),
+        "{layout:?} at {p:?}, no line"
+    );
+}
+
 impl Block {
     /// Makes a block and fills it with the pattern of `id`; `zeroed` asks for zeros and verifies them first.
     pub fn make(from: &impl GlobalAlloc, layout: Layout, id: u64, zeroed: bool) -> Block {
@@ -28,6 +37,7 @@ impl Block {
         };
         assert!(!p.is_null(), "no memory for {layout:?}");
         assert_eq!(p.addr() % layout.align(), 0, "misaligned: {p:p} for {layout:?}");
+        check_line(p, layout);
         let mut block = Block {
             p,
             layout,
@@ -99,6 +109,7 @@ impl Block {
             "misaligned: {p:p} for {:?}",
             self.layout
         );
+        check_line(p, self.layout);
         self.expect(0, kept, self.pattern);
         self.fill(kept);
     }

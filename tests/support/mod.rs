@@ -79,6 +79,7 @@ impl<A: GlobalAlloc> Block<A> {
             return None;
         }
         assert_eq!(ptr.addr() % layout.align(), 0, "{layout:?} at {ptr:?}");
+        block::check_line(ptr, layout);
         let pattern = (ptr.addr() >> 4 ^ layout.size() ^ ptr.addr() >> 13) as u8 | 1;
         let mut block = Block {
             allocator,
@@ -133,6 +134,7 @@ impl<A: GlobalAlloc> Block<A> {
         self.ptr = p;
         self.layout = layout(size, self.layout.align());
         assert_eq!(p.addr() % self.layout.align(), 0);
+        block::check_line(p, self.layout);
         let pattern = self.pattern;
         assert!(is_uniform(&self.bytes()[..kept], pattern), "realloc lost bytes");
         self.bytes_mut()[kept..].fill(pattern);

@@ -12,7 +12,11 @@
 //! ... -- --check                                                       only whether any is stale
 //! ... -- --only fold-without-clearing-live-bits                        those whose name contains this
 //! ... -- --only tiling --lane heap                                     with another lane than the list says
+//! ... -- --breaks mine.toml                                            those of another file, by the same lanes
 //! ```
+//!
+//! A break that names no lane is tried by the list's `usual` ones in turn: so a reviewer tries breaks of his own, with
+//! no more than a name, a file and the two pieces for each.
 //!
 //! It ends with 1 if one survived that the list does not explain, is stale, or does not compile. A break with a
 //! `survives` line is one that no test can see, and the line says why; if a lane catches it after all, that is an
@@ -44,6 +48,9 @@ struct Options {
     /// Runs these lanes instead of those that the list names.
     #[arg(long)]
     lane: Vec<String>,
+    /// A file of breaks to try in place of the list's; its lanes are the list's.
+    #[arg(long)]
+    breaks: Option<PathBuf>,
     /// Does not run the lanes on the unbroken copy first.
     #[arg(long)]
     trust_lanes: bool,
@@ -55,8 +62,19 @@ struct Options {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct List {
+    /// The lanes of a break that names none, in the order in which they are tried.
+    #[serde(default)]
+    usual: Vec<String>,
+    #[serde(default)]
     lanes: BTreeMap<String, Lane>,
     mutation: Vec<Mutation>,
+}
+
+impl List {
+    fn read(path: &Path) -> Result<List> {
+        let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        toml::from_str(&text).with_context(|| path.display().to_string())
+    }
 }
 
 /// How a lane is run.
@@ -75,6 +93,8 @@ struct Lane {
     script: Option<String>,
     #[serde(default)]
     env: BTreeMap<String, String>,
+    /// What the crate is built with: `--cfg` and this. Such a build has a folder of its own.
+    cfg: Option<String>,
     /// Without optimisation, as `cargo test` runs it: some tests count requests that release builds drop.
     #[serde(default)]
     debug: bool,
@@ -92,8 +112,10 @@ struct Mutation {
     find: String,
     replace: String,
     /// The invariant that no longer holds, and how.
+    #[serde(default)]
     breaks: String,
-    /// Run in this order until one is red.
+    /// Run in this order until one is red; the list's usual ones where there are none.
+    #[serde(default)]
     lanes: Vec<String>,
     /// Why no test can see it.
     survives: Option<String>,
@@ -124,7 +146,15 @@ fn main() -> Result<()> {
     let options = Options::parse();
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let root = here.join("../..").canonicalize()?;
-    let list: List = toml::from_str(&fs::read_to_string(here.join("list.toml"))?).context("list.toml")?;
+    let mut list = List::read(&here.join("list.toml"))?;
+    if let Some(other) = &options.breaks {
+        list.mutation = List::read(other)?.mutation;
+    }
+    for one in &mut list.mutation {
+        if one.lanes.is_empty() {
+            one.lanes.clone_from(&list.usual);
+        }
+    }
     check_list(&list)?;
     let wanted = |one: &&Mutation| options.only.is_empty() || options.only.iter().any(|part| one.name.contains(part));
     let mutations: Vec<&Mutation> = list.mutation.iter().filter(wanted).collect();
@@ -370,6 +400,10 @@ impl Runner<'_> {
             .current_dir(self.tree)
             .envs(&lane.env)
             .env("CARGO_TARGET_DIR", &self.target);
+        if let Some(cfg) = &lane.cfg {
+            command.env("RUSTFLAGS", format!("--cfg {cfg}"));
+            command.env("CARGO_TARGET_DIR", self.target.join(cfg));
+        }
         // The same seed each time, so that a break that is caught today is caught tomorrow.
         command
             .env("STEPALLOC_CHAOS_SEED", "7")
