@@ -33,7 +33,7 @@
 //! | R1 | raw pools': a free is taken once, of an object's start | `tests/pool.rs` | a list of what is out, hostile frees | `a-freed-slot-stays-live`, `a-pointer-into-an-object-is-taken` |
 //! | known zero | what is said to be zero is | `tests/zeroed.rs`, `src/heap_tests.rs` | every byte looked at | `known-zero-mark-off-by-one`, `the-top-moves-down` |
 //! | figures | each byte is in one class; counts return to zero | `tests/stats.rs`, `tests/report.rs`, `tests/soak/src/main.rs` | sums; the system's map of usable pages; naive counts; a line through resident memory | `the-hole-counts-as-live`, `covered-blocks-stay-in-the-table` |
-//! | the system's | each system file keeps the contract of `src/sys/mod.rs` | `src/sys/tests.rs` | | `windows-discards-nothing-and-says-it-did`, `unix-releases-half` |
+//! | the system's | each system file keeps the contract of `src/sys/mod.rs` | `src/sys/tests.rs` | every byte of every page looked at; the system's own word on what is resident | `windows-discards-nothing-and-says-it-did`, `unix-releases-half` |
 //! | arithmetic | layout and rounding | `src/layout.rs`, `src/align.rs` | division, bit by bit, for all small numbers | `a-mask-is-one-bit-short`, `the-areas-of-a-segment-overlap` |
 //!
 //! Memory orders are loom's and the thread sanitizer's: `fold-relaxed`, `remote-free-relaxed`, `span-free-relaxed`,

@@ -414,7 +414,7 @@ fn what_sizes_that_drift_leave_behind_comes_back_within_the_step() {
             drop((0..40_000).map(|_| Block::new(1_000, 8)).collect::<Vec<_>>());
             let large: Vec<Block> = (0..60).map(|_| Block::new(1 << 20, 64)).collect();
             let held = resident() - start;
-            assert!(held > 60 << 20, "the blocks are written");
+            assert!(held > 55 << 20, "the blocks are written");
             assert!(held < 75 << 20, "{} MiB for 60 that live", held >> 20);
             drop(large);
             drop((0..60_000).map(|_| Block::new(1_000, 8)).collect::<Vec<_>>());
