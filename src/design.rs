@@ -157,8 +157,8 @@
 //!   pair in a scope where 61 do.
 //! - **What drifting sizes leave behind goes back within the step.** A step whose sizes drift from small to large, or back,
 //!   held both areas until the clock saw it: 3.2 times what lives, so 2.1. Whenever a sixteenth of what is held came into
-//!   use that had been clean, what is held is compared with what lives, and free pages go back if that is less than two
-//!   thirds. Once an interval, or as often as it takes within one scope: steps that use one area and then the other keep
+//!   use that had been clean, what is held is compared with what lives, and free pages go back if no more than half of
+//!   it lives. Once an interval, or as often as it takes within one scope: steps that use one area and then the other keep
 //!   both, and fault no more than before.
 //! - **The maxima over free spans are looked for anew only where the largest has gone.** Where one length comes and one goes
 //!   the longer is written first. A span made and freed among a hundred others was 1,561 instructions, is 964.

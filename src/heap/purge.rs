@@ -16,8 +16,9 @@ const TICK_STEPS: u64 = 4;
 const TICK_MOST_MILLIS: u64 = 30_000;
 /// What is held is compared with what lives whenever a sixteenth of it has been used that was clean, at least this much.
 pub(super) const LOOK_CHUNKS: usize = (4 << 20) / CHUNK;
-/// Free pages are given back then if no more than this share of what is held lives.
-const HELD: (usize, usize) = (2, 3);
+/// Free pages are given back then if no more than this share of what is held lives. At two thirds the first step of large
+/// buffers lost a few pages that the second had to fault in.
+const HELD: (usize, usize) = (1, 2);
 
 impl Heap {
     /// Ends an interval of use marks when it is time, and gives back what has aged.
