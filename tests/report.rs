@@ -4,8 +4,8 @@ mod support;
 
 use std::hint::black_box;
 use std::mem::ManuallyDrop;
-use std::sync::mpsc::channel;
-use std::thread;
+use std::sync::mpsc::{channel, Receiver, Sender};
+use std::thread::{self, JoinHandle};
 use stepalloc::{
     arena_scope, arena_scope_report, outside_scope, scope_depth, stats, ArenaScope, Fallbacks, ScopeReport, StepAlloc,
 };
@@ -25,6 +25,38 @@ fn figures(report: &ScopeReport) -> [u64; 6] {
         report.escapee_bytes,
         report.remote_frees,
     ]
+}
+
+/// Another thread, which frees what this one gives it.
+struct Freer {
+    give: Sender<Block>,
+    done: Receiver<()>,
+    thread: JoinHandle<()>,
+}
+
+impl Freer {
+    fn start() -> Freer {
+        let (give, take) = channel::<Block>();
+        let (tell, done) = channel();
+        let thread = thread::spawn(move || {
+            for block in take {
+                drop(block);
+                tell.send(()).unwrap();
+            }
+        });
+        Freer { give, done, thread }
+    }
+
+    /// Waits until the block is freed.
+    fn free(&self, block: Block) {
+        self.give.send(block).unwrap();
+        self.done.recv().unwrap();
+    }
+
+    fn end(self) {
+        drop(self.give);
+        self.thread.join().unwrap();
+    }
 }
 
 fn block(size: usize) -> Block {
@@ -174,18 +206,9 @@ fn blocks_freed_by_other_threads_are_seen() {
 
 #[test]
 fn memory_freed_by_other_threads_and_used_again_is_counted_once() {
-    // Another thread frees what this one sends it, while this one goes on.
-    let (give, take) = channel::<Block>();
-    let (done, wait) = channel::<()>();
-    let other = thread::spawn(move || {
-        for block in take {
-            drop(block);
-            done.send(()).unwrap();
-        }
-    });
+    let other = Freer::start();
     outside_scope(|| {
-        give.send(block(1)).unwrap();
-        wait.recv().unwrap();
+        other.free(block(1));
     });
     let mut kept: Vec<Block> = Vec::with_capacity(100);
     let ((), report) = arena_scope_report(|| {
@@ -196,8 +219,7 @@ fn memory_freed_by_other_threads_and_used_again_is_counted_once() {
                 continue;
             }
             outside_scope(|| {
-                give.send(given).unwrap();
-                wait.recv().unwrap();
+                other.free(given);
             });
         }
     });
@@ -207,8 +229,7 @@ fn memory_freed_by_other_threads_and_used_again_is_counted_once() {
     assert_eq!(escapee_bytes, kept_bytes as u64);
     assert!(peak <= bytes);
     drop(kept);
-    drop(give);
-    other.join().unwrap();
+    other.end();
 }
 
 /// Regression. A block that grew in place over memory that another thread had freed left the freed block's entry behind, and
@@ -446,14 +467,7 @@ impl Naive {
 /// Programs of blocks made, resized, freed here and by another thread, in counted scopes nested up to five deep.
 #[test]
 fn reports_agree_with_a_naive_count() {
-    let (give, take) = channel::<Block>();
-    let (done, wait) = channel::<()>();
-    let other = thread::spawn(move || {
-        for block in take {
-            drop(block);
-            done.send(()).unwrap();
-        }
-    });
+    let other = Freer::start();
     for seed in 1..=150 {
         let mut random = Random(seed);
         // Room for all, so that nothing but the blocks is made in the scopes.
@@ -494,8 +508,7 @@ fn reports_agree_with_a_naive_count() {
                     }
                     if remote {
                         outside_scope(|| {
-                            give.send(block).unwrap();
-                            wait.recv().unwrap();
+                            other.free(block);
                         });
                     }
                 }
@@ -533,6 +546,5 @@ fn reports_agree_with_a_naive_count() {
         }
         assert_eq!(scope_depth(), 0);
     }
-    drop(give);
-    other.join().unwrap();
+    other.end();
 }
