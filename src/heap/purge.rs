@@ -54,15 +54,15 @@ impl Heap {
     fn look_at_held(&mut self) {
         (self.dirtied, self.spans.dirtied) = (0, 0);
         let high = self.small.high;
-        let chunks = self.marks.count_dirty(high.div_ceil(CHUNK_GRANULES));
-        let held = chunks.wrapping_add(self.spans.count_dirty()).wrapping_mul(CHUNK);
-        self.look_at = LOOK_CHUNKS.max(held / CHUNK / 16);
+        let small_chunks = self.marks.count_dirty(high.div_ceil(CHUNK_GRANULES));
+        let chunks = small_chunks.wrapping_add(self.spans.count_dirty());
+        self.look_at = LOOK_CHUNKS.max(chunks / 16);
         if self.gave_up_in != 0 && self.gave_up_in != self.serial {
             return;
         }
         let small = self.map.count(high.div_ceil(WORD_GRANULES)).wrapping_mul(GRANULE);
         let live = small.wrapping_add(self.spans.state.used.wrapping_mul(UNIT));
-        if live.wrapping_mul(HELD.1) <= held.wrapping_mul(HELD.0) {
+        if live.wrapping_mul(HELD.1) <= chunks.wrapping_mul(CHUNK).wrapping_mul(HELD.0) {
             self.gave_up_in = self.serial;
             self.discard(false, false);
         }

@@ -4,8 +4,9 @@
 //! above would lie. On other systems, where `MADV_DONTNEED` may keep the contents, the range is mapped anew.
 //! On macOS neither `MADV_DONTNEED` nor `MADV_FREE` promises zeros; a new mapping over the old one does (`mmap(2)`).
 //!
-//! Linux has run, on aarch64 under an emulator; of the other systems `.ci/ports` checks the types, and no more. Thread-locals need nothing from here: those of
-//! macOS come from the system's `malloc` on first use, below any Rust allocator.
+//! Linux has run, on aarch64 under an emulator; of the other systems `.ci/ports` checks the types, and no more.
+//! Thread-locals need nothing from here: those of macOS come from the system's `malloc` on first use, below any Rust
+//! allocator.
 
 #[cfg(all(stepalloc_faults, target_os = "linux"))]
 use super::faults as libc;
