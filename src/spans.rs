@@ -228,6 +228,22 @@ impl Spans {
         self.set_length(head.wrapping_add(count).wrapping_sub(1), 0);
     }
 
+    /// Takes units from `from` to `to` out of the free span of `free` units at `head`; what is before and behind them stays
+    /// free. `to` may be behind the span's end.
+    fn cut_free(&mut self, head: usize, free: usize, from: usize, to: usize) {
+        let end = head.wrapping_add(free);
+        if end > to {
+            self.put_free(to, end.wrapping_sub(to));
+        } else {
+            self.set_length(end.wrapping_sub(1), 0);
+        }
+        if from > head {
+            self.put_free(head, from.wrapping_sub(head));
+        } else {
+            self.set_free_len(head, 0);
+        }
+    }
+
     /// Makes `[head, head + count)` free and merges it with free neighbours.
     fn release(&mut self, head: usize, count: usize) {
         let (next, before) = (head.wrapping_add(count), head.wrapping_sub(1));
@@ -280,17 +296,7 @@ impl Spans {
         if let Some(head) = self.first_fit(count.wrapping_add(slack)) {
             let free = self.free_len(head);
             let unit = self.align_unit(head, align);
-            let (end, free_end) = (unit.wrapping_add(count), head.wrapping_add(free));
-            if free_end > end {
-                self.put_free(end, free_end.wrapping_sub(end));
-            } else {
-                self.set_length(free_end.wrapping_sub(1), 0);
-            }
-            if unit > head {
-                self.put_free(head, unit.wrapping_sub(head));
-            } else {
-                self.set_free_len(head, 0);
-            }
+            self.cut_free(head, free, unit, unit.wrapping_add(count));
             self.mark_used(unit, count);
             return Ok(Made { unit, dirty: count });
         }
@@ -504,13 +510,8 @@ impl Spans {
         if end > free_end && (free_end != top || self.extend(end).is_err()) {
             return None;
         }
-        if free_end > end {
-            self.put_free(end, free_end.wrapping_sub(end));
-            if end != next {
-                self.set_free_len(next, 0);
-            }
-        } else if free != 0 {
-            self.take_free(next, free);
+        if free != 0 && end > next {
+            self.cut_free(next, free, next, end);
         }
         self.set_length(unit, USED | count as u32);
         self.state.used = self.state.used.wrapping_add(count.wrapping_sub(old));
