@@ -2,8 +2,9 @@
 //!
 //! `list.toml` names the breaks and the lanes. Each break is a piece of a source file and what to put in its place; the
 //! piece must stand in the file exactly once, so that a break whose code has moved on is told as *stale*, an error, and
-//! not passed by. The project is copied once, to `target/tree`; there each break is made, the lanes meant to catch it
-//! are built and run with a time limit, and the file is put back. A lane that fails, crashes or hangs has caught it.
+//! not passed by. The project is copied to `target/tree-0` and so on, one tree for each worker; there each break is made,
+//! the lanes meant to catch it are built and run with a time limit, and the file is put back. A lane that fails, crashes
+//! or hangs has caught it.
 //! First every lane that is used runs on the unbroken copy and must pass: a lane that is always red catches nothing.
 //!
 //! ```text
@@ -25,11 +26,13 @@
 use anyhow::{bail, ensure, Context, Result};
 use clap::Parser;
 use serde::Deserialize;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::thread;
 use std::time::{Duration, Instant};
 use wait_timeout::ChildExt;
 
@@ -54,8 +57,11 @@ struct Options {
     /// Does not run the lanes on the unbroken copy first.
     #[arg(long)]
     trust_lanes: bool,
-    /// Jobs of cargo.
-    #[arg(long, default_value_t = 2)]
+    /// Breaks tried at once, each with a tree and builds of its own.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..))]
+    workers: u16,
+    /// Jobs of each worker's cargo.
+    #[arg(long, default_value_t = 1)]
     jobs: usize,
 }
 
@@ -183,33 +189,90 @@ fn main() -> Result<()> {
         println!("{} breaks, none stale", mutations.len());
         return Ok(());
     }
-    let tree = here.join("target/tree");
-    copy(&root, &tree)?;
-    let runner = Runner {
-        tree: &tree,
-        target: here.join("target/broken"),
-        jobs: options.jobs,
-    };
+    let workers = workers(&root, &here.join("target"), &options)?;
     if !options.trust_lanes {
         let used = mutations.iter().flat_map(|one| lanes_of(one, &options));
-        for name in used.collect::<BTreeSet<_>>() {
+        let used: BTreeSet<_> = used.collect();
+        let used = used.into_iter().map(|name| (list.lanes[name].script.is_some(), name));
+        in_turn(&workers, used.collect(), |worker, name| {
             let start = Instant::now();
-            match runner.run(&list.lanes[name])? {
+            match worker.run(&list.lanes[name])? {
                 Run::Green => println!("unbroken, {name}: green, {} s", start.elapsed().as_secs()),
                 Run::NotThere => println!("unbroken, {name}: there is no such lane here, skipped"),
                 Run::Red(how) => bail!("the lane {name} is red ({how}) on unbroken code"),
                 Run::NotBuilt(why) => bail!("the lane {name} does not compile:\n{why}"),
             }
-        }
+            Ok(())
+        })?;
     }
-    let mut verdicts = vec![];
-    for one in &mutations {
+    let scripted = |one: &Mutation| {
+        lanes_of(one, &options)
+            .iter()
+            .any(|lane| list.lanes[lane].script.is_some())
+    };
+    let tried = mutations.iter().map(|one| (scripted(one), *one)).collect();
+    let verdicts = in_turn(&workers, tried, |worker, one| {
         let start = Instant::now();
-        let verdict = judge(&runner, &list, one, &options)?;
+        let verdict = judge(worker, &list, one, &options)?;
         println!("{:<44} {}, {} s", one.name, told(&verdict), start.elapsed().as_secs());
-        verdicts.push((one, verdict));
-    }
+        Ok((one, verdict))
+    })?;
     sum(&verdicts)
+}
+
+/// What each worker has of its own: a copy of the tree and what is built in it.
+fn workers(root: &Path, target: &Path, options: &Options) -> Result<Vec<Worker>> {
+    (0..options.workers)
+        .map(|index| {
+            let tree = target.join(format!("tree-{index}"));
+            copy(root, &tree)?;
+            Ok(Worker {
+                tree,
+                target: target.join(format!("broken-{index}")),
+                jobs: options.jobs,
+            })
+        })
+        .collect()
+}
+
+/// Does the tasks, each worker the next as soon as it has done one, and answers in no order; the first error ends it.
+/// Those marked `true` run scripts, which build std and more: they are the first worker's alone, so that only its tree
+/// holds such builds, and it has them first.
+fn in_turn<T: Copy + Send, R: Send>(
+    workers: &[Worker],
+    tasks: Vec<(bool, T)>,
+    one: impl Fn(&Worker, T) -> Result<R> + Sync,
+) -> Result<Vec<R>> {
+    let (first, any): (VecDeque<_>, VecDeque<_>) = tasks.into_iter().partition(|(first, _)| *first);
+    let (first, any) = (Mutex::new(first), Mutex::new(any));
+    let answers = Mutex::new(Ok(vec![]));
+    let next = |index| {
+        // A failure elsewhere ends this worker too.
+        answers.lock().unwrap().as_ref().ok()?;
+        let mine = if index == 0 {
+            first.lock().unwrap().pop_front()
+        } else {
+            None
+        };
+        mine.or_else(|| any.lock().unwrap().pop_front())
+    };
+    thread::scope(|scope| {
+        for (index, worker) in workers.iter().enumerate() {
+            let (next, one, answers) = (&next, &one, &answers);
+            scope.spawn(move || {
+                while let Some((_, task)) = next(index) {
+                    let answer = one(worker, task);
+                    let mut answers = answers.lock().unwrap();
+                    match (answers.as_mut(), answer) {
+                        (Ok(answers), Ok(answer)) => answers.push(answer),
+                        (Ok(_), Err(why)) => *answers = Err(why),
+                        (Err(_), _) => {}
+                    }
+                }
+            });
+        }
+    });
+    answers.into_inner().unwrap()
 }
 
 fn lanes_of<'a>(one: &'a Mutation, options: &'a Options) -> &'a [String] {
@@ -269,8 +332,8 @@ fn copy(root: &Path, tree: &Path) -> Result<()> {
     Ok(())
 }
 
-fn judge(runner: &Runner, list: &List, one: &Mutation, options: &Options) -> Result<Verdict> {
-    let (path, text) = match broken(runner.tree, one) {
+fn judge(worker: &Worker, list: &List, one: &Mutation, options: &Options) -> Result<Verdict> {
+    let (path, text) = match broken(&worker.tree, one) {
         Ok(made) => made,
         Err(why) => return Ok(Verdict::Stale(format!("{why:#}"))),
     };
@@ -278,7 +341,7 @@ fn judge(runner: &Runner, list: &List, one: &Mutation, options: &Options) -> Res
     fs::write(&path, text)?;
     let mut verdict = Verdict::NoLane;
     for name in lanes_of(one, options) {
-        match runner.run(&list.lanes[name])? {
+        match worker.run(&list.lanes[name])? {
             Run::Red(how) => {
                 verdict = Verdict::Caught(format!("{name}{how}"));
                 break;
@@ -310,7 +373,7 @@ fn told(verdict: &Verdict) -> String {
     }
 }
 
-fn sum(verdicts: &[(&&Mutation, Verdict)]) -> Result<()> {
+fn sum(verdicts: &[(&Mutation, Verdict)]) -> Result<()> {
     let count = |wanted: fn(&Verdict) -> bool| verdicts.iter().filter(|(_, verdict)| wanted(verdict)).count();
     let caught = count(|verdict| matches!(verdict, Verdict::Caught(_)));
     let explained = count(|verdict| *verdict == Verdict::Explained);
@@ -338,13 +401,13 @@ fn sum(verdicts: &[(&&Mutation, Verdict)]) -> Result<()> {
     Ok(())
 }
 
-struct Runner<'a> {
-    tree: &'a Path,
+struct Worker {
+    tree: PathBuf,
     target: PathBuf,
     jobs: usize,
 }
 
-impl Runner<'_> {
+impl Worker {
     fn run(&self, lane: &Lane) -> Result<Run> {
         let mut command = match &lane.script {
             Some(script) => {
@@ -397,7 +460,7 @@ impl Runner<'_> {
         let mut command = Command::new("bash");
         command.args(["-c", r#"ulimit -Sd 12582912 && exec "$@""#, "bash", program]);
         command
-            .current_dir(self.tree)
+            .current_dir(&self.tree)
             .envs(&lane.env)
             .env("CARGO_TARGET_DIR", &self.target);
         if let Some(cfg) = &lane.cfg {
