@@ -191,8 +191,24 @@ pub struct MutexGuard<'a, T> {
     value: &'a mut T,
     /// Dropped before the lock that it borrows.
     _guard: loom::sync::MutexGuard<'static, ()>,
-    _lock: Arc<loom::sync::Mutex<()>>,
+    _opened: Opened,
     _not_send: PhantomData<*mut ()>,
+}
+
+/// A lock, and how often it was opened.
+struct Lock {
+    lock: loom::sync::Mutex<()>,
+    opened: loom::sync::atomic::AtomicUsize,
+}
+
+/// Lets loom switch to another thread after a lock was opened, which it does only where threads change one atomic: what a thread
+/// does outside the lock would else be one step with what it did inside.
+struct Opened(Arc<Lock>);
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        self.0.opened.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 impl<T> Mutex<T> {
@@ -203,14 +219,17 @@ impl<T> Mutex<T> {
     }
 
     pub fn lock(&self) -> MutexGuard<'_, T> {
-        let lock = object(self.value.get().addr(), || loom::sync::Mutex::new(()));
+        let lock = object(self.value.get().addr(), || Lock {
+            lock: loom::sync::Mutex::new(()),
+            opened: loom::sync::atomic::AtomicUsize::new(0),
+        });
         // SAFETY: the guard keeps the lock alive and is dropped before it.
-        let guard = unsafe { &*Arc::as_ptr(&lock) }.lock().unwrap();
+        let guard = unsafe { &*Arc::as_ptr(&lock) }.lock.lock().unwrap();
         MutexGuard {
             // SAFETY: the lock is held, so this is the only reference.
             value: unsafe { &mut *self.value.get() },
             _guard: guard,
-            _lock: lock,
+            _opened: Opened(lock),
             _not_send: PhantomData,
         }
     }

@@ -608,6 +608,26 @@ fn a_slot_of_a_shared_pool_is_free_when_its_value_is_dropped() {
     assert!(passed_on.count() > 0);
 }
 
+#[test]
+fn a_slot_of_a_shared_pool_is_free_when_its_value_is_taken_out() {
+    static POOL: crate::SharedPool<u64> = crate::SharedPool::new();
+    let passed_on = Seen::new();
+    let handed = passed_on.clone();
+    check(move || {
+        assert_eq!(POOL.len(), 0);
+        let one = POOL.alloc(7);
+        let place = core::ptr::from_ref(&*one).addr();
+        let giver = spawn(move || crate::SharedPoolBox::into_inner(one));
+        let taker = spawn(move || core::ptr::from_ref(&*POOL.alloc(3)).addr() == place);
+        assert_eq!(giver.join().unwrap(), 7, "the other thread's value");
+        if taker.join().unwrap() {
+            handed.happened();
+        }
+        assert_eq!(POOL.len(), 0);
+    });
+    assert!(passed_on.count() > 0);
+}
+
 /// There is one tensor arena, so one model of it at a time.
 static TENSOR_ARENA: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
