@@ -370,12 +370,16 @@ fn others_free_blocks_of_a_thread_that_is_ending() {
     for teardown in BOTH {
         let (give, blocks) = channel::<Vec<Block>>();
         let (freed, wait) = channel::<()>();
+        let (started, begun) = channel::<()>();
         let other = thread::spawn(move || {
+            started.send(()).unwrap();
             let blocks = blocks.recv().unwrap();
             blocks.iter().for_each(Block::verify);
             drop(blocks);
             freed.send(()).unwrap();
         });
+        // Windows starts no thread while another's destructors run.
+        begun.recv().unwrap();
         let (hand_over, receiver) = channel();
         with_destructor(
             teardown,
