@@ -134,6 +134,10 @@ impl<A: GlobalAlloc> StepAlloc<A> {
     #[cold]
     #[inline(never)]
     unsafe fn alloc_slow(&self, layout: Layout) -> *mut u8 {
+        let near = thread::alloc_near(layout.size(), layout.align());
+        if !near.is_null() {
+            return near;
+        }
         match self.serve(layout) {
             Served::Arena(p, _) => p,
             // SAFETY: the layout is the caller's, mapped; its size is not 0.

@@ -789,6 +789,11 @@ impl Heap {
                 "a live granule beyond the furthest ever used"
             );
         }
+        for word in 0..self.small.high.div_ceil(WORD_GRANULES) {
+            let chunk = word.wrapping_mul(WORD_GRANULES) / crate::layout::CHUNK_GRANULES;
+            let used = self.map.peek(word) == 0 || self.marks.is_dirty(chunk);
+            assert!(used, "a chunk with a live granule is taken for clean");
+        }
         assert!(self.depth <= FRAMES);
         let mut last = 0;
         for frame in &self.frames[..self.depth] {

@@ -43,6 +43,15 @@ impl Drop for Private {
     }
 }
 
+/// Makes a block by the paths that a thread tries, in their order.
+fn make(heap: &mut Heap, size: usize, align: usize) -> Result<*mut u8, Refused> {
+    match heap.bump(size, align) {
+        Bumped::Made(p) => Ok(p),
+        Bumped::No => heap.next_hole(size, align).map_or_else(|| heap.alloc(size, align), Ok),
+        Bumped::Outside => heap.alloc(size, align),
+    }
+}
+
 struct Oracle<'a> {
     private: &'a Private,
     heap: Heap,
@@ -98,11 +107,9 @@ impl<'a> Oracle<'a> {
         if size > SMALL_MAX || align > SMALL_ALIGN_MAX {
             return self.alloc_span(size, align);
         }
-        let made = match self.heap.bump(size, align) {
-            Bumped::Made(p) => Ok(p),
-            Bumped::No | Bumped::Outside => self.heap.alloc(size, align),
+        let Ok(p) = make(&mut self.heap, size, align) else {
+            return;
         };
-        let Ok(p) = made else { return };
         let wanted = if size >= 64 && self.heap.is_active() {
             align.max(64)
         } else {
@@ -393,7 +400,7 @@ fn a_step_walks_the_same_memory_each_time() {
     for step in 0..50 {
         let scope = heap.enter();
         let blocks: Vec<usize> = (0..5_000)
-            .map(|i| heap.alloc(16 + i % 200, 8).unwrap().addr())
+            .map(|i| make(&mut heap, 16 + i % 200, 8).unwrap().addr())
             .collect();
         if step == 0 {
             first.clone_from(&blocks);
@@ -428,7 +435,7 @@ fn steps_stay_short_and_dense_as_escapees_add_up() {
             let mut temporaries = vec![];
             for i in 0..=10 {
                 let size = if i == escapee_at { 24 } else { 40 + 17 * i };
-                let p = heap.alloc(size, 8).unwrap().addr();
+                let p = make(&mut heap, size, 8).unwrap().addr();
                 if i != escapee_at {
                     temporaries.push((p, size));
                 }
@@ -478,7 +485,7 @@ fn the_area_stays_small_where_whole_steps_escape_and_are_freed_by_others() {
             let scope = heap.enter();
             for _ in 0..20 {
                 let size = size_of(made).max(1);
-                let addr = heap.alloc(size, 8).unwrap().addr();
+                let addr = make(&mut heap, size, 8).unwrap().addr();
                 waiting.push_back((heap.granule(addr), granules(size)));
                 live += granules(size) * GRANULE;
                 made += 1;
@@ -505,13 +512,16 @@ fn a_second_free_is_seen() {
     let mut heap = private.heap();
     let scope = heap.enter();
     let sizes = [16, 100, 1_000, 5_000, 100_000];
-    let blocks: Vec<usize> = sizes.iter().map(|&size| heap.alloc(size, 8).unwrap().addr()).collect();
+    let blocks: Vec<usize> = sizes
+        .iter()
+        .map(|&size| make(&mut heap, size, 8).unwrap().addr())
+        .collect();
     for (&addr, &size) in blocks.iter().zip(&sizes) {
         assert_eq!(heap.free(addr, size), Freed::Yes);
         assert_ne!(heap.free_short(addr, size), FreedShort::Yes);
         assert_eq!(heap.free(addr, size), Freed::Misuse, "{size} bytes");
     }
-    let last = heap.alloc(48, 8).unwrap().addr();
+    let last = make(&mut heap, 48, 8).unwrap().addr();
     if CHECKED {
         // The inline half sends everything on.
         assert_eq!(heap.free_short(last, 48), FreedShort::Elsewhere);
@@ -535,7 +545,7 @@ fn a_new_owner_goes_on_where_the_last_one_stopped() {
     let mut heap = private.heap();
     let scope = heap.enter();
     let kept: Vec<(usize, usize)> = (1..200)
-        .map(|i| (heap.alloc(i * 40, 8).unwrap().addr(), i * 40))
+        .map(|i| (make(&mut heap, i * 40, 8).unwrap().addr(), i * 40))
         .collect();
     heap.leave(scope);
     heap.detach();
@@ -560,7 +570,7 @@ fn the_second_step_walks_the_memory_of_the_first() {
     unsafe { heap.attach(private.segment) };
     let step = |heap: &mut Heap| -> Vec<usize> {
         let sizes = [200, 4096, 96, 8192, 64, 5000];
-        let made = sizes.map(|size| (heap.alloc(size, 8).unwrap().addr(), size));
+        let made = sizes.map(|size| (make(heap, size, 8).unwrap().addr(), size));
         for (addr, size) in made {
             assert_eq!(heap.free(addr, size), Freed::Yes);
         }
@@ -629,7 +639,7 @@ impl Frames<'_> {
             }
             _ => {
                 let size = 1 + which * 5;
-                if let Ok(p) = self.heap.alloc(size, 8) {
+                if let Ok(p) = make(&mut self.heap, size, 8) {
                     if which % 3 != 0 {
                         assert_eq!(self.heap.free(p.addr(), size), Freed::Yes);
                     }
@@ -687,6 +697,96 @@ proptest! {
     }
 }
 
+/// One program on two heaps, one of which looks for the next hole by the long search alone: they find the same, and think
+/// the same of what they walked, found and touched. How often the short search found something.
+fn search(program: &[(u8, u8, u8)]) -> usize {
+    let privates = [Private::new(), Private::new()];
+    let mut heaps = [privates[0].heap(), privates[1].heap()];
+    let mut live: Vec<(usize, usize)> = vec![];
+    let mut scopes: Vec<[Ticket; 2]> = vec![heaps.each_mut().map(Heap::enter)];
+    let mut near = 0;
+    for &(op, a, b) in program {
+        let size = 1 + a as usize * if b % 4 == 0 { 4 } else { 1 };
+        match op % 8 {
+            0..=3 => {
+                for _ in 0..=b % 32 {
+                    let [quick, slow] = &mut heaps;
+                    let inline = quick.bump(size, 8);
+                    assert_eq!(inline == Bumped::No, slow.bump(size, 8) == Bumped::No);
+                    let at = match inline {
+                        Bumped::Made(p) => p,
+                        _ => {
+                            let found = quick.next_hole(size, 8);
+                            near += usize::from(found.is_some());
+                            let other = slow.alloc(size, 8).unwrap();
+                            let one = found.unwrap_or_else(|| quick.alloc(size, 8).unwrap());
+                            assert_eq!(one.addr() - quick.base, other.addr() - slow.base);
+                            one
+                        }
+                    };
+                    live.push((at.addr() - quick.base, size));
+                }
+            }
+            4 | 5 => {
+                // Every so manieth, so that holes stay between blocks.
+                let each = 1 + a as usize % 4;
+                let mut index = 0;
+                live.retain(|&(offset, size)| {
+                    index += 1;
+                    let goes = index % each == 0 && (b % 2 == 0 || index % 64 < 32);
+                    for heap in heaps.iter_mut().filter(|_| goes) {
+                        assert_eq!(heap.free(heap.base + offset, size), Freed::Yes);
+                    }
+                    !goes
+                });
+            }
+            6 => scopes.push(heaps.each_mut().map(Heap::enter)),
+            _ if a % 4 == 0 => {
+                let aged = heaps.each_mut().map(|heap| {
+                    let chunks = heap.small.high.div_ceil(crate::layout::CHUNK_GRANULES);
+                    heap.marks.age(chunks);
+                    (0..chunks).filter(|&chunk| heap.marks.is_aged(chunk)).count()
+                });
+                assert_eq!(aged[0], aged[1]);
+            }
+            _ => {
+                if let Some(tickets) = scopes.pop() {
+                    heaps
+                        .iter_mut()
+                        .zip(tickets)
+                        .for_each(|(heap, ticket)| heap.leave(ticket));
+                }
+                if scopes.is_empty() {
+                    scopes.push(heaps.each_mut().map(Heap::enter));
+                }
+            }
+        }
+        let [one, other] = heaps.each_ref().map(|heap| {
+            let lanes = heap.lanes.map(|lane| {
+                let places = [lane.pos, lane.limit, lane.start].map(|at| at - heap.base);
+                (places, lane.debt - price(lane.limit))
+            });
+            (lanes, heap.since_look, heap.dirtied, heap.ticks, heap.small.high)
+        });
+        assert_eq!(one, other, "they think differently");
+        heaps[0].debug_check();
+    }
+    near
+}
+
+#[test]
+fn the_short_search_finds_what_the_long_one_would() {
+    let near = std::cell::Cell::new(0);
+    let strategy = prop::collection::vec(any::<(u8, u8, u8)>(), 1..120);
+    let mut runner = proptest::test_runner::TestRunner::default();
+    let ran = runner.run(&strategy, |program| {
+        near.set(near.get() + search(&program));
+        Ok(())
+    });
+    ran.unwrap();
+    assert!(near.get() > 1_000, "the short search found {} holes", near.get());
+}
+
 /// Closures alone, so last in, first out, at and beyond the table's end, where an extent has no frame of its own: the
 /// innermost extent still says whether the thread is in a scope, and each end is the end of what was begun last.
 fn nest(program: &[(u8, u8)], before: usize) {
@@ -704,7 +804,7 @@ fn nest(program: &[(u8, u8)], before: usize) {
                 }
             }
             _ => {
-                let _served = heap.alloc(1 + 9 * size as usize, 8);
+                let _served = make(&mut heap, 1 + 9 * size as usize, 8);
             }
         }
         let (table, beyond) = open.split_at(open.len().min(FRAMES));

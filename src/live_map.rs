@@ -74,6 +74,9 @@ impl LiveMap {
     /// Applies `change` to the live bits of granules `[start, end)`, word by word; it gets the word and the mask.
     #[inline(always)]
     fn each_word(start: usize, end: usize, mut change: impl FnMut(usize, u64)) {
+        if start < end && (start ^ end.wrapping_sub(1)) < WORD_GRANULES {
+            return change(start / WORD_GRANULES, low_mask(start, end.wrapping_sub(start)));
+        }
         let mut at = start;
         while at < end {
             let bit = at % WORD_GRANULES;
@@ -205,6 +208,21 @@ impl LiveMap {
         }
         live
     }
+}
+
+/// Where in a word, if the next one were free, a run of `need` free granules (1 to 64) begins; `live` are the others.
+///
+/// A live granule also blocks the places from which a block would run into it: doubling makes it as many as the largest
+/// power of two that the block is long, one more step the rest.
+#[inline(always)]
+pub fn run_starts(live: u64, need: usize) -> u64 {
+    let mut blocked = live;
+    let mut reach = 1u32;
+    while reach as usize * 2 <= need {
+        blocked |= blocked >> reach;
+        reach *= 2;
+    }
+    !(blocked | blocked >> (need as u32 - reach))
 }
 
 /// The live map of a small area at `base`, moved so that an address of the area, divided by a word's bytes, is the index

@@ -213,6 +213,26 @@ pub enum Served {
     Nothing,
 }
 
+/// What `Heap::next_hole` makes: a short block of a thread in a scope, where nothing but the next hole is wanted. Null
+/// otherwise.
+#[inline(always)]
+pub fn alloc_near(size: usize, align: usize) -> *mut u8 {
+    with_slot(|slot| {
+        // SAFETY: as in `with_heap`.
+        let heap = unsafe { &mut *slot.heap.get() };
+        if !heap.is_active() || is_behind(slot, heap) {
+            return core::ptr::null_mut();
+        }
+        heap.next_hole(size, align).unwrap_or(core::ptr::null_mut())
+    })
+}
+
+/// Whether more scopes were entered than the totals should be late by.
+#[inline(always)]
+fn is_behind(slot: &Slot, heap: &Heap) -> bool {
+    slot.entered_published.get().wrapping_add(PUBLISH_SCOPES) < heap.entered()
+}
+
 /// The slow path: serves the request from the arena if the thread is in a scope or the request is `large`.
 #[cold]
 pub fn alloc_slow(size: usize, align: usize, large: bool) -> Served {
@@ -254,7 +274,7 @@ fn serve(slot: &Slot, size: usize, make: impl FnOnce(&mut Heap) -> Result<(*mut 
     let heap = unsafe { &mut *slot.heap.get() };
     let made = make(heap);
     let counting = heap.is_counting();
-    if slot.entered_published.get().wrapping_add(PUBLISH_SCOPES) < heap.entered() {
+    if is_behind(slot, heap) {
         publish_entered(slot);
     }
     match made {

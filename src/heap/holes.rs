@@ -4,11 +4,15 @@
 //! if enough was allocated since the last look to pay for one, and less than two thirds of the area are live, the area's
 //! start; else memory never used. Blocks over 1 KiB that do not fit the hole are placed by a search of their own, so that
 //! they do not cost the small ones their hole.
+//!
+//! `next_hole` is the second of these by itself, for short blocks whose next hole is near: where blocks are replaced one by
+//! one, nearly every slow call wants no more.
 
-use super::{grain, price, Heap, LANES, LONG};
+use super::{grain, lane_of, price, Heap, LANES, LONG};
 use crate::align::{align_down, align_up};
 use crate::guard;
 use crate::layout::{CHUNK_GRANULES, GRANULE, HOLE_MAX, SHORT_MAX, WORD_GRANULES};
+use crate::live_map::run_starts;
 use crate::segment::Segment;
 use crate::spans::{Refused, COMMIT_FIRST, COMMIT_MOST};
 use crate::sys;
@@ -24,7 +28,84 @@ const DENSE: (usize, usize) = (2, 3);
 /// A hole or block of more granules is placed by the search for long blocks.
 pub(super) const SHORT_GRANULES: usize = SHORT_MAX / GRANULE;
 
+/// Words that the short search looks at before it leaves the matter to the long one.
+const NEAR_WORDS: usize = 64;
+/// Where in a word a block of each lane may begin.
+const STARTS: [u64; LANES] = [u64::MAX, u64::MAX / 15];
+
 impl Heap {
+    /// Bumps a short block in the next hole behind its lane's, if that is near; else it changes nothing.
+    #[inline(always)]
+    pub fn next_hole(&mut self, size: usize, align: usize) -> Option<*mut u8> {
+        let less_one = size.wrapping_sub(1);
+        let index = lane_of(less_one);
+        let lane = &self.lanes[index];
+        let (pos, limit) = (lane.pos, lane.limit);
+        // Not without a segment, nor while the fields are masked, nor where a look at the scope's beginning is due.
+        let offset = limit.wrapping_sub(self.base);
+        if less_one >= SHORT_MAX || align > lane.align || offset >= self.len || pos > limit {
+            return None;
+        }
+        let need = (less_one | lane.mask).wrapping_add(1) / GRANULE;
+        let run = need.max(RUN_MIN);
+        let mark = offset / GRANULE;
+        let mut word = mark / WORD_GRANULES;
+        // Whole words that were used.
+        let end = (self.small.high / WORD_GRANULES).min(word.wrapping_add(NEAR_WORDS));
+        if word >= end || self.noted != self.serial || self.first[index].is_none() || self.tick_is_due() {
+            return None;
+        }
+        let mut live = self.map.fold(word);
+        if pos < limit && live >> (mark % WORD_GRANULES) & 1 == 0 {
+            return None; // the hole itself may be made longer
+        }
+        let mut places = STARTS[index] & (u64::MAX << (mark % WORD_GRANULES));
+        let (start, count) = loop {
+            let fits = run_starts(live, run) & places;
+            places = STARTS[index];
+            let bit = fits.trailing_zeros();
+            let behind = live.wrapping_shr(bit);
+            let start = word.wrapping_mul(WORD_GRANULES).wrapping_add(bit as usize);
+            if fits != 0 && behind != 0 {
+                break (start, behind.trailing_zeros() as usize);
+            }
+            // The run goes on in the next words, or there is none.
+            let mut count = WORD_GRANULES.wrapping_sub(bit as usize);
+            loop {
+                word = word.wrapping_add(1);
+                if word >= end {
+                    return None;
+                }
+                live = self.map.fold(word);
+                if fits == 0 || live != 0 {
+                    break;
+                }
+                count = count.wrapping_add(WORD_GRANULES);
+            }
+            count = count.wrapping_add(live.trailing_zeros() as usize);
+            if fits != 0 && count >= run {
+                break (start, count);
+            }
+        };
+        let end = start.wrapping_add(align_down(count, grain(index)));
+        let unused = limit.wrapping_sub(pos) / GRANULE;
+        let _whole = self.map.clear(mark.wrapping_sub(unused), mark);
+        self.map.set(start, end);
+        let at = self.addr(start);
+        let found = end.wrapping_sub(start);
+        let lane = &mut self.lanes[index];
+        // What `give_up_hole`, `walk`, `put` and `used` do to it, added up.
+        let walked = at.wrapping_sub(limit) as i64;
+        lane.debt = lane.debt.wrapping_add(price(at.wrapping_sub(pos))).wrapping_add(walked);
+        lane.pos = at.wrapping_add(need.wrapping_mul(GRANULE));
+        (lane.start, lane.limit) = (at, at.wrapping_add(found.wrapping_mul(GRANULE)));
+        self.ticks = self.ticks.wrapping_add(1);
+        self.since_look[index] = self.since_look[index].wrapping_add(found as u64);
+        let (first, last) = (start / CHUNK_GRANULES, end.wrapping_sub(1) / CHUNK_GRANULES);
+        self.dirtied = self.dirtied.wrapping_add(self.marks.touch(first, last));
+        Some(self.small_ptr(at))
+    }
+
     /// Makes the free granules `[start, end)`, inwards to the lane's grain, its hole (H2). It has none now.
     pub(super) fn take(&mut self, index: usize, start: usize, end: usize) {
         let (start, end) = (align_up(start, grain(index)), align_down(end, grain(index)));

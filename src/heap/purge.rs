@@ -21,9 +21,20 @@ pub(super) const LOOK_CHUNKS: usize = (4 << 20) / CHUNK;
 const HELD: (usize, usize) = (1, 2);
 
 impl Heap {
+    /// Whether the next slow path is to look at what is held, or at the clock.
+    #[inline(always)]
+    pub(super) fn tick_is_due(&self) -> bool {
+        self.is_look_due() || self.ticks.wrapping_add(1) % TICK_CALLS == 0
+    }
+
+    #[inline(always)]
+    fn is_look_due(&self) -> bool {
+        self.dirtied.wrapping_add(self.spans.dirtied) >= self.look_at
+    }
+
     /// Ends an interval of use marks when it is time, and gives back what has aged.
     pub(super) fn tick(&mut self) {
-        if self.dirtied.wrapping_add(self.spans.dirtied) >= self.look_at {
+        if self.is_look_due() {
             self.look_at_held();
         }
         self.ticks = self.ticks.wrapping_add(1);
