@@ -36,12 +36,13 @@ const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/counts/counts.t
 /// An operation: its name, what one round does, and how many operations that is.
 type Operation = (&'static str, fn(), u64);
 
-const OPERATIONS: [Operation; 11] = [
+const OPERATIONS: [Operation; 12] = [
     ("pair-32", pair::<32>, 1),
     ("pair-1024", pair::<1_024>, 1),
     ("pair-32-in-scope", in_scope_pair::<32>, 100),
     ("pair-1024-in-scope", in_scope_pair::<1_024>, 100),
     ("batch-in-scope", batch, 200),
+    ("replace-in-scope", replace, 10_000),
     ("enter+leave", enter_leave, 1),
     ("enter+leave-used", enter_leave_used, 1),
     ("outside-in-scope", outside, 1),
@@ -72,9 +73,10 @@ fn in_scope_pair<const SIZE: usize>() {
     arena_scope(|| (0..100).for_each(|_| pair::<SIZE>()));
 }
 
+const SIZES: [usize; 8] = [16, 24, 32, 48, 64, 96, 160, 512];
+
 /// 200 small blocks of mixed sizes, freed in the order of making.
 fn batch() {
-    const SIZES: [usize; 8] = [16, 24, 32, 48, 64, 96, 160, 512];
     arena_scope(|| {
         let mut blocks = [std::ptr::null_mut(); 200];
         for (index, block) in blocks.iter_mut().enumerate() {
@@ -82,6 +84,28 @@ fn batch() {
         }
         for (index, block) in blocks.into_iter().enumerate() {
             free(block, SIZES[index % 8]);
+        }
+    });
+}
+
+/// 1,000 small blocks of mixed sizes, then 9,000 in the place of one of them each, so that the next goes into some hole.
+fn replace() {
+    arena_scope(|| {
+        let mut blocks = [(std::ptr::null_mut(), 0); 1_000];
+        for (index, block) in blocks.iter_mut().enumerate() {
+            let size = SIZES[index % 8];
+            *block = (make(size), size);
+        }
+        let mut number = 1u64;
+        for _ in 0..9_000 {
+            number = number.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(1);
+            let block = &mut blocks[(number >> 33) as usize % 1_000];
+            let size = SIZES[(number >> 28) as usize % 8];
+            free(block.0, block.1);
+            *block = (make(size), size);
+        }
+        for (block, size) in blocks {
+            free(block, size);
         }
     });
 }
