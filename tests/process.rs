@@ -374,9 +374,9 @@ extern "C" fn on_alarm(_signal: libc::c_int) {
         return;
     }
     FORKS.fetch_sub(1, Ordering::Relaxed);
-    // SAFETY: the system call alone, without the functions that libc runs around `fork`: it may have been interrupted in
-    // its allocator. The child has one thread, as the parent has, and goes on where it was.
-    match unsafe { libc::syscall(libc::SYS_fork) } {
+    // SAFETY: the system call that is `fork` everywhere, without the functions that libc runs around it: it may have been
+    // interrupted in its allocator. The child has one thread, as the parent has, and goes on where it was.
+    match unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) } {
         0 => CHILD.store(true, Ordering::Relaxed),
         pid => {
             let mut status = 0;

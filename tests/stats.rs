@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use stepalloc::{
     arena_scope, heap_stats, outside_scope, scope_depth, stats, trim, ArenaScope, HeapStats, Stats, StepAlloc,
 };
-use support::{in_thread, resident, Block, Random};
+use support::{in_thread, page_size, resident, Block, Random};
 
 #[global_allocator]
 static GLOBAL: StepAlloc = StepAlloc::new();
@@ -69,19 +69,19 @@ fn a_thread_without_an_arena_has_none() {
 
 /// Free bytes on pages of small blocks: the least and the most, for the holes may be anywhere.
 fn pinned(blocks: &[Block]) -> (usize, usize) {
-    const PAGE: usize = 4_096;
+    let page = page_size();
     const HOLES: usize = 256 << 10;
     let mut pages = std::collections::BTreeMap::<usize, usize>::new();
     for block in blocks.iter().filter(|block| block.size() <= 8_000) {
         let (mut at, end) = (block.addr(), block.addr() + occupied(block.size()));
         while at < end {
-            let next = (at / PAGE + 1) * PAGE;
-            *pages.entry(at / PAGE).or_default() += end.min(next) - at;
+            let next = (at / page + 1) * page;
+            *pages.entry(at / page).or_default() += end.min(next) - at;
             at = next;
         }
     }
-    let all = pages.values().map(|live| PAGE - live).sum::<usize>();
-    (all.saturating_sub(HOLES), all + 4 * PAGE)
+    let all = pages.values().map(|live| page - live).sum::<usize>();
+    (all.saturating_sub(HOLES), all + 4 * page)
 }
 
 #[test]

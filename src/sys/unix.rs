@@ -148,11 +148,13 @@ pub unsafe fn advise_huge(p: *mut u8, bytes: usize) {
 /// The range is page aligned and committed.
 pub unsafe fn resident(p: *mut u8, bytes: usize) -> usize {
     const PAGES: usize = 1024;
+    /// No system has smaller ones. An emulator with larger pages than the system below it answers for each of the latter.
+    const LEAST_PAGE: usize = 4096;
     let page = page_size();
     let mut found = 0;
     let mut at = 0;
     while at < bytes {
-        let len = (bytes - at).min(PAGES * page);
+        let len = (bytes - at).min(PAGES * LEAST_PAGE);
         let mut marks = [0u8; PAGES];
         // SAFETY: `marks` has a byte for each page of the `len` bytes asked about, which are inside our mapping.
         let asked = unsafe { libc::mincore(p.add(at).cast::<c_void>(), len, marks.as_mut_ptr().cast()) };

@@ -192,6 +192,15 @@ impl Random {
     }
 }
 
+/// Bytes of a page.
+pub fn page_size() -> usize {
+    #[cfg(unix)]
+    // SAFETY: asks for a number.
+    return unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
+    #[cfg(not(unix))]
+    4_096
+}
+
 /// What a child is told to do; `None` in the parent.
 pub fn role() -> Option<String> {
     let role = std::env::var("STEPALLOC_TEST_ROLE").ok()?;
