@@ -209,10 +209,12 @@ fn mapped_now() -> usize {
 pub fn thread_faults() -> Option<u64> {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     {
+        /// The kernel's `RUSAGE_THREAD`, which libc names on some systems only.
+        const THREAD: libc::c_int = 1;
         // SAFETY: an all-zero rusage is a valid value of that plain struct.
         let mut usage: libc::rusage = unsafe { core::mem::zeroed() };
         // SAFETY: getrusage fills the struct it is handed.
-        let asked = unsafe { libc::getrusage(libc::RUSAGE_THREAD, &mut usage) };
+        let asked = unsafe { libc::getrusage(THREAD, &mut usage) };
         if asked == 0 {
             return Some((usage.ru_minflt + usage.ru_majflt) as u64);
         }
