@@ -159,6 +159,9 @@
 //!   instructions, each step right for any block. Short blocks whose next hole is within 64 words get it from one loop over
 //!   the words, in about 250: a block replaced at random costs 179 instructions, was 217 (`cargo bench --bench counts`,
 //!   row replace-in-scope). A differential test holds both searches to the same places, debts and marks.
+//! - **A hole in memory used before is 16 words of bits at first**, and lengthened when it is used up; words between a
+//!   range's ends are set and cleared whole. A step that leaves one small block between others takes its hole anew, and
+//!   with 64 words, each cut out by its own mask, that was 4,600 of its 5,800 instructions: 2,100 now.
 //! - **What drifting sizes leave behind goes back within the step.** A step whose sizes drift from small to large, or back,
 //!   held both areas until the clock saw it: 3.2 times what lives, so 2.1. Whenever a sixteenth of what is held came into
 //!   use that had been clean, what is held is compared with what lives, and free pages go back if no more than half of

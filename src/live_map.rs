@@ -14,7 +14,7 @@
 //! This file knows granule numbers of one segment, not addresses; which granules to ask about is `heap`'s affair.
 
 use crate::hint::unlikely;
-use crate::layout::{low_mask, GRANULE, WORD_BYTES, WORD_GRANULES};
+use crate::layout::{GRANULE, WORD_BYTES, WORD_GRANULES};
 use crate::sync::{AtomicU64, Ordering};
 
 /// The two maps of a segment.
@@ -74,16 +74,22 @@ impl LiveMap {
     /// Applies `change` to the live bits of granules `[start, end)`, word by word; it gets the word and the mask.
     #[inline(always)]
     fn each_word(start: usize, end: usize, mut change: impl FnMut(usize, u64)) {
-        if start < end && (start ^ end.wrapping_sub(1)) < WORD_GRANULES {
-            return change(start / WORD_GRANULES, low_mask(start, end.wrapping_sub(start)));
+        if start >= end {
+            return;
         }
-        let mut at = start;
-        while at < end {
-            let bit = at % WORD_GRANULES;
-            let count = (end.wrapping_sub(at)).min(WORD_GRANULES.wrapping_sub(bit));
-            change(at / WORD_GRANULES, low_mask(bit, count));
-            at = at.wrapping_add(count);
+        let last_granule = end.wrapping_sub(1);
+        let (first, last) = (start / WORD_GRANULES, last_granule / WORD_GRANULES);
+        let from = u64::MAX << (start % WORD_GRANULES);
+        let to = u64::MAX >> (WORD_GRANULES - 1 - last_granule % WORD_GRANULES);
+        if first == last {
+            return change(first, from & to);
         }
+        change(first, from);
+        // Words between the ends are whole: a hole has up to 64 of them.
+        for word in first.wrapping_add(1)..last {
+            change(word, u64::MAX);
+        }
+        change(last, to);
     }
 
     /// Whether all of `[start, end)` is live and nothing of it was freed remotely.

@@ -19,6 +19,9 @@ use crate::sys;
 
 /// Fresh memory becomes a hole in steps of this, granules: as long as a hole may be.
 const FRESH: usize = HOLE_MAX;
+/// A hole in memory used before is no longer than this at first, granules; it is lengthened when it is used up. Each step
+/// that leaves an escapee takes its hole anew, bit by bit.
+const HOLE_FIRST: usize = 16 * WORD_GRANULES;
 /// No shorter run of granules becomes a hole.
 const RUN_MIN: usize = 2;
 /// A look at the whole area must be paid for by allocating one in this many of its granules since the last look.
@@ -52,8 +55,11 @@ impl Heap {
         let mut word = mark / WORD_GRANULES;
         // Whole words that were used.
         let end = (self.small.high / WORD_GRANULES).min(word.wrapping_add(NEAR_WORDS));
-        if word >= end || self.noted != self.serial || self.first[index].is_none() || self.tick_is_due() {
+        if word >= end || self.first[index].is_none() || self.tick_is_due() {
             return None;
+        }
+        if self.noted != self.serial {
+            self.note_debts();
         }
         let mut live = self.map.fold(word);
         if pos < limit && live >> (mark % WORD_GRANULES) & 1 == 0 {
@@ -77,12 +83,12 @@ impl Heap {
                     return None;
                 }
                 live = self.map.fold(word);
-                if fits == 0 || live != 0 {
+                if fits == 0 || live != 0 || count >= HOLE_FIRST {
                     break;
                 }
                 count = count.wrapping_add(WORD_GRANULES);
             }
-            count = count.wrapping_add(live.trailing_zeros() as usize);
+            count = HOLE_FIRST.min(count.wrapping_add(live.trailing_zeros() as usize));
             if fits != 0 && count >= run {
                 break (start, count);
             }
@@ -123,7 +129,7 @@ impl Heap {
         let high = self.small.high;
         // As many looks past live granules as a hole is long: escapees where a step begins would else stop every step.
         let start = self.map.first_free(mark, high.min(mark.wrapping_add(HOLE_MAX)));
-        let end = self.map.first_live(start, high.min(start.wrapping_add(HOLE_MAX)));
+        let end = self.map.first_live(start, high.min(start.wrapping_add(HOLE_FIRST)));
         let (start, end) = (align_up(start, grain(index)), align_down(end, grain(index)));
         if start < end {
             self.take(index, start, end);
@@ -195,13 +201,13 @@ impl Heap {
         };
         self.give_up_hole(index);
         let count_min = count.max(RUN_MIN);
-        if let Some((start, end)) = self.walk(index, mark, count_min, align, HOLE_MAX) {
+        if let Some((start, end)) = self.walk(index, mark, count_min, align, HOLE_FIRST) {
             self.take(index, start, end);
             return Ok(());
         }
         let paid = self.look_is_paid(index);
         if self.may_look_again(index) {
-            if let Some((start, end)) = self.walk(index, 0, count_min, align, HOLE_MAX) {
+            if let Some((start, end)) = self.walk(index, 0, count_min, align, HOLE_FIRST) {
                 self.take(index, start, end);
                 return Ok(());
             }
@@ -210,7 +216,7 @@ impl Heap {
         let (start, end) = match self.grow(fresh, fresh.wrapping_add(FRESH.max(need)), fresh.wrapping_add(need)) {
             Ok(end) => (fresh, end),
             Err(refused) => {
-                let found = self.look_when_full(index, paid, count_min, align, HOLE_MAX);
+                let found = self.look_when_full(index, paid, count_min, align, HOLE_FIRST);
                 if found.is_none() {
                     self.set_mark(index, self.small.high);
                 }
