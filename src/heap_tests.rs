@@ -784,7 +784,8 @@ fn the_short_search_finds_what_the_long_one_would() {
         Ok(())
     });
     ran.unwrap();
-    assert!(near.get() > 1_000, "the short search found {} holes", near.get());
+    println!("the short search found {} holes", near.get());
+    assert!(near.get() > 5 * runner.config().cases as usize);
 }
 
 /// Closures alone, so last in, first out, at and beyond the table's end, where an extent has no frame of its own: the
