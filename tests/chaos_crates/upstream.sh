@@ -3,12 +3,12 @@
 # cargo's registry, at the version of Cargo.lock, with this package linked into its tests.
 #
 #     tests/chaos_crates/upstream.sh              all of the list
-#     tests/chaos_crates/upstream.sh bytes regex  these
+#     tests/chaos_crates/upstream.sh bytes rayon  these
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 work=$here/target/upstream
-[ $# -gt 0 ] || set -- bytes hashbrown indexmap serde_json regex rayon crossbeam-queue crossbeam-deque crossbeam-epoch \
-    crossbeam-channel
+[ $# -gt 0 ] || set -- bytes hashbrown indexmap serde_json regex-syntax aho-corasick rayon crossbeam-queue \
+    crossbeam-deque crossbeam-epoch crossbeam-channel
 export CARGO_TARGET_DIR="$work/target"
 # Each test program says, and asserts, what the arena really served of it.
 export STEPALLOC_CHAOS_SHARE=1
