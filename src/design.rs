@@ -67,7 +67,7 @@
 //! | | invariant | kept in |
 //! |---|---|---|
 //! | H1 | A granule's bit is set exactly while it is in a live block (freed remotely and not folded counts as live) or in `[pos, limit)` of a lane's hole. So `alloc` writes no bit; the gap before a block of large alignment leaves the hole and is cleared | `heap`: `take`, `bump`, `bump_any`, `extend_hole`; `live_map` |
-//! | H2 | Only the owner writes the live map; it takes granules only where the bits are clear after folding. Giving a hole up clears `[pos, limit)`, no more | `live_map`: `fold`, `next_run`; `heap`: `take`, `give_up_hole` |
+//! | H2 | Only the owner writes the live map; it takes granules only where the bits are clear after folding. Giving a hole up clears `[pos, limit)`, no more | `live_map`: `fold`, `next_run`, `run_starts`; `heap`: `take`, `next_hole`, `give_up_hole` |
 //! | H3 | A remote free touches the remote map alone, or a span's bit | `live_map::free_remote`, `spans::free_remote` |
 //! | H4 | Freeing the block that ends at its lane's position moves the position back; any other free clears the block's bits, all of them and no others. A bit already clear there is a double free | `heap`: `free_short`, `free_small`; `live_map`: `clear`, `clear_short` |
 //! | H5 | Spans tile `[0, top)`: from each head its length leads to the next, and no two free ones are neighbours. Only the owner changes the tiling; a remote free sets one bit of a bitmap apart, then a flag, and each is folded once | `spans` |
