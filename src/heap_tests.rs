@@ -417,6 +417,25 @@ fn a_step_walks_the_same_memory_each_time() {
 }
 
 #[test]
+fn a_block_does_not_grow_past_what_was_used() {
+    let private = Private::new();
+    let mut heap = private.heap();
+    let _scope = heap.enter();
+    make(&mut heap, 48, 8).unwrap();
+    for size in [1_100, 2_000, 3_000, 5_000, 7_000] {
+        let addr = make(&mut heap, size, 8).unwrap().addr();
+        for more in [64, 300, 1_000] {
+            if heap.resize(addr, size, size + more) {
+                assert!(heap.resize(addr, size + more, size), "shrinking stays in place");
+            }
+            heap.debug_check();
+        }
+        heap.resize(addr, size, 8_192);
+        heap.debug_check();
+    }
+}
+
+#[test]
 fn steps_stay_short_and_dense_as_escapees_add_up() {
     for escapee_at in [0, 5, 10] {
         let private = Private::new();
