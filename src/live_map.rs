@@ -178,20 +178,9 @@ impl LiveMap {
         align: usize,
         longest: usize,
     ) -> Option<(usize, usize)> {
-        // Doubling reaches the largest power of two that the block is long, at most a word.
-        let doublings = need.clamp(1, WORD_GRANULES).ilog2();
-        let starts = if align >= WORD_GRANULES {
-            1
-        } else {
-            u64::MAX / (1u64 << align).wrapping_sub(1)
-        };
-        let candidates = |live: u64| {
-            let mut blocked = live;
-            for doubling in 0..doublings {
-                blocked |= blocked >> (1u32 << doubling);
-            }
-            !blocked & starts
-        };
+        let within = need.clamp(1, WORD_GRANULES);
+        let starts = multiples(align.min(WORD_GRANULES));
+        let candidates = |live: u64| run_starts(live, within) & starts;
         let mut at = from;
         loop {
             let start = self.first(at, limit, candidates);
@@ -213,6 +202,15 @@ impl LiveMap {
             live = live.wrapping_add(self.fold(word).count_ones() as usize);
         }
         live
+    }
+}
+
+/// The places of a word that are multiples of `align` (a power of two, at most a word).
+pub const fn multiples(align: usize) -> u64 {
+    if align >= WORD_GRANULES {
+        1
+    } else {
+        u64::MAX / (1u64 << align).wrapping_sub(1)
     }
 }
 

@@ -12,7 +12,7 @@ use super::{grain, lane_of, price, Heap, LANES, LONG};
 use crate::align::{align_down, align_up};
 use crate::guard;
 use crate::layout::{CHUNK_GRANULES, GRANULE, HOLE_MAX, SHORT_MAX, WORD_GRANULES};
-use crate::live_map::run_starts;
+use crate::live_map::{multiples, run_starts};
 use crate::segment::Segment;
 use crate::spans::{Refused, COMMIT_FIRST, COMMIT_MOST};
 use crate::sys;
@@ -30,21 +30,20 @@ const LOOK_SHARE: usize = 32;
 const DENSE: (usize, usize) = (3, 4);
 /// A hole or block of more granules is placed by the search for long blocks.
 pub(super) const SHORT_GRANULES: usize = SHORT_MAX / GRANULE;
-
 /// Words that the short search looks at before it leaves the matter to the long one.
 const NEAR_WORDS: usize = 64;
 /// Where in a word a block of each lane may begin.
-const STARTS: [u64; LANES] = [u64::MAX, u64::MAX / 15];
+const STARTS: [u64; LANES] = [multiples(grain(0)), multiples(grain(1))];
 
 impl Heap {
-    /// Bumps a short block in the next hole behind its lane's, if that is near; else it changes nothing.
+    /// Bumps a short block in the next hole behind its lane's, if that is near; else the lane keeps what it has.
     #[inline(always)]
     pub fn next_hole(&mut self, size: usize, align: usize) -> Option<*mut u8> {
         let less_one = size.wrapping_sub(1);
         let index = lane_of(less_one);
         let lane = &self.lanes[index];
         let (pos, limit) = (lane.pos, lane.limit);
-        // Not without a segment, nor while the fields are masked, nor where a look at the scope's beginning is due.
+        // Not without a segment, nor while the area or the position is masked.
         let offset = limit.wrapping_sub(self.base);
         if less_one >= SHORT_MAX || align > lane.align || offset >= self.len || pos > limit {
             return None;
