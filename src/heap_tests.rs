@@ -785,7 +785,15 @@ fn search(program: &[(u8, u8, u8)]) -> usize {
                 let places = [lane.pos, lane.limit, lane.start].map(|at| at - heap.base);
                 (places, lane.debt - price(lane.limit))
             });
-            (lanes, heap.since_look, heap.dirtied, heap.ticks, heap.small.high)
+            let clock = (heap.ticks, heap.tick_millis == 0);
+            (
+                lanes,
+                heap.since_look,
+                heap.dirtied,
+                heap.look_at,
+                clock,
+                heap.small.high,
+            )
         });
         assert_eq!(one, other, "they think differently");
         heaps[0].debug_check();

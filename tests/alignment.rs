@@ -3,7 +3,7 @@
 
 mod support;
 
-use stepalloc::{arena_scope, arena_scope_report, ArenaScope, StepAlloc};
+use stepalloc::{arena_scope, arena_scope_report, in_arena, ArenaScope, StepAlloc};
 use support::{Block, Random};
 
 const SIMD: usize = 1_000;
@@ -111,6 +111,25 @@ fn blocks_from_the_simd_threshold_on_are_aligned_outside() {
     // Below it they are the backing's as asked: some are not at a line.
     let plain: Vec<Block> = (0..20).map(|_| Block::new(SIMD - 1, 8)).collect();
     assert!(plain.iter().any(|block| block.addr() % 64 != 0));
+}
+
+#[test]
+fn blocks_outside_scopes_are_the_backings_where_an_arena_has_room_too() {
+    // Every other one goes before the scope ends: its arena has a hole for each of those below.
+    let kept: Vec<Block> = arena_scope(|| {
+        let blocks: Vec<Block> = (0..4_000).map(|_| Block::new(1_020, 8)).collect();
+        let each_other = |(index, block)| (index % 2 == 0).then_some(block);
+        blocks.into_iter().enumerate().filter_map(each_other).collect()
+    });
+    assert!(kept.iter().all(|block| in_arena(block.addr() as *const u8)));
+    for size in [SIMD, SIMD + 1, 1_020, 1_024] {
+        let outside: Vec<Block> = (0..50).map(|_| Block::new(size, 8)).collect();
+        let served = outside
+            .iter()
+            .filter(|block| in_arena(block.addr() as *const u8))
+            .count();
+        assert_eq!(served, 0, "{size} bytes");
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@
 mod support;
 
 use serial_test::serial;
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{channel, sync_channel};
 use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -303,6 +303,27 @@ fn depth_and_scopes_entered_are_told() {
         });
         assert_eq!(heap_stats().scopes_entered, 3);
     });
+}
+
+#[test]
+#[serial]
+fn scopes_of_a_thread_that_goes_on_are_in_the_totals_soon() {
+    let before = stats().scopes_entered;
+    let (entered, wait) = channel();
+    let (looked, go_on) = channel::<()>();
+    let thread = thread::spawn(move || {
+        for _ in 0..1_000 {
+            arena_scope(|| drop(Block::new(100_000, 64)));
+        }
+        entered.send(()).unwrap();
+        go_on.recv().unwrap();
+    });
+    wait.recv().unwrap();
+    let seen = stats().scopes_entered - before;
+    looked.send(()).unwrap();
+    thread.join().unwrap();
+    assert!((900..=1_000).contains(&seen), "{seen} of 1,000");
+    assert_eq!(stats().scopes_entered - before, 1_000);
 }
 
 #[cfg(target_os = "linux")]

@@ -304,3 +304,25 @@ fn what_is_only_reserved_may_not_be_touched() {
         assert!(lives || !text.contains("it reads as"), "{how}: {text}");
     }
 }
+
+#[cfg(all(any(target_os = "linux", target_os = "android"), not(stepalloc_small_space)))]
+#[test]
+fn page_faults_are_the_threads_own() {
+    let touch = || {
+        let before = thread_faults().unwrap();
+        let pages = Pages::committed(1_000);
+        for page in 0..1_000 {
+            // SAFETY: a page of our own, just committed.
+            unsafe { pages.base.add(page * page_size()).write(1) };
+        }
+        thread_faults().unwrap() - before
+    };
+    let before = thread_faults().unwrap();
+    let others = std::thread::spawn(touch).join().unwrap();
+    let mine = thread_faults().unwrap() - before;
+    assert!(others >= 1_000, "{others} faults for 1,000 pages");
+    assert!(
+        mine < 500,
+        "{mine} of {others} faults of another thread are counted here"
+    );
+}
