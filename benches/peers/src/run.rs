@@ -75,16 +75,21 @@ impl Run {
         }
     }
 
+    /// Whether this run is under strace, which makes each system call slow.
+    pub fn is_counted(&self) -> bool {
+        self.length == Length::Counted
+    }
+
     /// The steady steps begin: system calls count from here.
     pub fn begin_steady(&self) {
-        if self.length == Length::Counted {
+        if self.is_counted() {
             syscalls::begin();
         }
     }
 
     /// They end, and were so many.
     pub fn end_steady(&self, steps: usize) {
-        if self.length == Length::Counted {
+        if self.is_counted() {
             syscalls::end(steps);
         }
     }
@@ -104,7 +109,7 @@ impl Run {
     /// Times `f`, which does `operations` of what the row is named for, again and again, and hands over the median CPU time
     /// of one operation as `ns`.
     pub fn time(&self, operations: usize, mut f: impl FnMut()) {
-        if self.length == Length::Counted {
+        if self.is_counted() {
             const STEPS: usize = 16;
             f();
             self.begin_steady();
