@@ -1,7 +1,7 @@
 //! Where the next hole comes from, and long blocks of the small area.
 //!
 //! In this order: the free granules right behind the current hole; the next run of free granules from the search mark on;
-//! if enough was allocated since the last look to pay for one, and less than three quarters of the area are live, the area's
+//! if enough was allocated since the last look to pay for one, and less than four fifths of the area are live, the area's
 //! start; else memory never used. Blocks over 1 KiB that do not fit the hole are placed by a search of their own, so that
 //! they do not cost the small ones their hole.
 //!
@@ -26,8 +26,8 @@ const HOLE_FIRST: usize = 16 * WORD_GRANULES;
 const RUN_MIN: usize = 2;
 /// A look at the whole area must be paid for by allocating one in this many of its granules since the last look.
 const LOOK_SHARE: usize = 32;
-/// The area grows instead of being searched again when more than three quarters of it are live.
-const DENSE: (usize, usize) = (3, 4);
+/// The area grows instead of being searched again when more than four fifths of it are live.
+const DENSE: (usize, usize) = (4, 5);
 /// A hole or block of more granules is placed by the search for long blocks.
 pub(super) const SHORT_GRANULES: usize = SHORT_MAX / GRANULE;
 /// Words that the short search looks at before it leaves the matter to the long one.
