@@ -539,6 +539,7 @@ impl Heap {
                 return Ok(p);
             }
         }
+        self.look_if_due();
         self.tick();
         if count > SHORT_GRANULES {
             return self.alloc_long(count, align);
@@ -556,6 +557,7 @@ impl Heap {
         }
         self.tick();
         let made = self.spans.alloc(units(size), (align / UNIT).max(1))?;
+        self.look_if_due();
         self.publish_spans();
         let offset = made.unit.wrapping_mul(UNIT);
         // SAFETY: the unit is inside the span area.
