@@ -650,8 +650,11 @@ impl Heap {
                 return false;
             };
             let want = units(new);
-            if want > have && self.spans.grow(unit, want).is_none() {
-                return false;
+            if want > have {
+                if self.spans.grow(unit, want).is_none() {
+                    return false;
+                }
+                self.look_if_due();
             }
             if want < have {
                 self.spans.shrink(unit, want);

@@ -32,8 +32,8 @@ impl Heap {
         self.dirtied.wrapping_add(self.spans.dirtied) >= self.look_at
     }
 
-    /// Compares what is held with what lives when that is due. A large block looks after it was made: it lives then, and
-    /// is most of what came into use. Before the next one it would be gone in a program that makes one a step.
+    /// Compares what is held with what lives when that is due. A large block looks after it was made or grew: it lives
+    /// then, and is most of what came into use. Before the next one it would be gone in a program that makes one a step.
     #[inline]
     pub(super) fn look_if_due(&mut self) {
         if self.is_look_due() {
