@@ -174,6 +174,9 @@ impl<A: GlobalAlloc> StepAlloc<A> {
             // SAFETY: the backing made the block for the same mapped layout (H7).
             return unsafe { self.backing.dealloc(p, self.backing_layout(layout)) };
         }
+        if thread::free_near(p.addr(), layout.size()) {
+            return;
+        }
         if thread::free_slow(p.addr(), layout.size()) == Outcome::Misuse {
             sys::die(MISUSE);
         }

@@ -14,13 +14,14 @@
 //!
 //! **What the inline paths see.** `active` says whether the thread is in a scope; each lane has the position and the limit
 //! of its hole. `base` and `len` are the small area for local frees. While a scope counts, positions and area are masked
-//! so that every call takes the slow path.
+//! so that every call takes the slow path; while the thread recycles the area is, so that every free does.
 //!
-//! Here are the inline paths, freeing and resizing; `holes` finds the next hole, `frames` has what scopes leave, `purge`
-//! what goes back to the system.
+//! Here are the inline paths, freeing and resizing; `holes` finds the next hole, `frames` has what scopes leave, `magazines`
+//! what is kept, `purge` what goes back to the system.
 
 mod frames;
 mod holes;
+mod magazines;
 mod purge;
 
 pub use frames::{Kind, Ticket};
@@ -41,6 +42,7 @@ use crate::sys;
 use core::ptr;
 use frames::{Frame, FRAMES};
 use holes::SHORT_GRANULES;
+use magazines::Magazines;
 use purge::LOOK_CHUNKS;
 
 /// A scope may walk this many granules for each that it allocates before its beginning moves on: a walk of one word,
@@ -137,7 +139,7 @@ pub struct Heap {
     lanes: [Lane; LANES],
     /// Address of the small area; 0 without a segment.
     pub base: usize,
-    /// Bytes of the small area; 0 without a segment or while counting.
+    /// Bytes of the small area; 0 without a segment, while counting and while recycling.
     pub len: usize,
     /// The live map, by address.
     pub live: *const AtomicU64,
@@ -155,6 +157,7 @@ pub struct Heap {
     /// Suspensions deeper than the table: counts of all frames.
     suspensions: u32,
     counting: u32,
+    magazines: Magazines,
     map: LiveMap,
     marks: Marks,
     small: SmallState,
@@ -234,6 +237,7 @@ impl Heap {
             deeper: 0,
             suspensions: 0,
             counting: 0,
+            magazines: Magazines::EMPTY,
             map: LiveMap::NONE,
             marks: Marks::NONE,
             small: SmallState { high: 0, committed: 0 },
@@ -306,6 +310,7 @@ impl Heap {
     /// returns the segment's number for the caller to give back.
     pub fn detach(&mut self) -> Option<usize> {
         self.show();
+        self.stop_recycling();
         for lane in 0..LANES {
             self.give_up_hole(lane);
         }
@@ -498,8 +503,9 @@ impl Heap {
             lane.pos = addr; // H4: its bits now stand for the hole
             return FreedShort::Yes;
         }
-        // In the hole there is no block: a second free of the last one would clear bits that stand for the hole.
-        if unlikely(addr >= pos) && addr < lane.limit {
+        // In the hole there is no block: a second free of the last one would clear bits that stand for the hole. One compare:
+        // whether a block is behind the position nobody can predict.
+        if unlikely(addr.wrapping_sub(pos) < lane.limit.wrapping_sub(pos)) {
             return FreedShort::No;
         }
         // SAFETY: the block is in this heap's small area, so its bits are committed, and the caller is the owner.
@@ -533,6 +539,11 @@ impl Heap {
         if !p.is_null() {
             return Ok(p);
         }
+        if self.is_recycling() && size <= SHORT_MAX && align <= grain(index) * GRANULE {
+            if let Some(p) = self.reuse(index, align_up(count, grain(index))) {
+                return Ok(p);
+            }
+        }
         if self.extend_hole(index) {
             let p = self.bump_any(index, count, align);
             if !p.is_null() {
@@ -544,8 +555,13 @@ impl Heap {
         if count > SHORT_GRANULES {
             return self.alloc_long(count, align);
         }
+        let is_recycling = self.is_recycling();
         self.refill(index, count, align / GRANULE)?;
-        Ok(self.bump_any(index, count, align))
+        let p = self.bump_any(index, count, align);
+        if is_recycling {
+            self.note_miss();
+        }
+        Ok(p)
     }
 
     // ---- Spans ----
@@ -595,6 +611,13 @@ impl Heap {
     /// Frees a block of this heap's segment.
     pub fn free(&mut self, addr: usize, size: usize) -> Freed {
         let done = if self.owns_small(addr) {
+            if self.is_recycling() {
+                match self.recycle_slow(addr, size) {
+                    Some(true) => return Freed::Yes,
+                    Some(false) => {}
+                    None => return Freed::Misuse,
+                }
+            }
             self.show();
             let done = self.free_small(addr, size);
             self.hide();
@@ -747,6 +770,7 @@ impl Heap {
 
     /// Makes what the process totals read up to date, remote frees folded, and says how many bytes the hole has.
     pub fn settle(&mut self) -> usize {
+        self.stop_recycling();
         self.spans.fold();
         self.publish();
         let holes = self.real_holes();
@@ -826,11 +850,13 @@ impl Heap {
                 "a position is masked as it should be"
             );
         }
-        assert_eq!(self.len == 0, self.is_masked(), "frees on the inline path");
+        let is_slow = self.is_masked() || self.is_recycling();
+        assert_eq!(self.len == 0, is_slow, "frees on the inline path");
+        self.check_magazines();
         self.spans.debug_check();
     }
 
-    /// Live granules of the small area after folding, the hole not counted. For tests.
+    /// Live granules of the small area after folding; holes and what is kept do not count. For tests.
     #[cfg(test)]
     pub fn live_granules(&mut self) -> usize {
         if self.segment.is_none() {
@@ -840,7 +866,7 @@ impl Heap {
         let hole = holes[0] + holes[1];
         self.map
             .count(self.small.high.div_ceil(WORD_GRANULES))
-            .wrapping_sub(hole)
+            .wrapping_sub(hole + self.kept_granules())
     }
 
     /// Units in used spans after folding. For tests.

@@ -284,6 +284,7 @@ impl<'a> Oracle<'a> {
                 self.resize(a, sizes[(b / 4 % 8).min(3)]);
             }
             10 => self.free(a, true),
+            11 if a % 8 == 0 => self.heap.start_recycling(),
             15 if a % 64 == 0 => self.trim(),
             15 if a % 64 < 20 => self.free_nothing(a / 64, b),
             _ => self.free(a, false),
@@ -433,6 +434,245 @@ fn a_block_does_not_grow_past_what_was_used() {
         heap.resize(addr, size, 8_192);
         heap.debug_check();
     }
+}
+
+/// `count` blocks of `sizes`, each of which is replaced `times` times on average, at random. What they occupy to the granule,
+/// and what the area is long.
+fn replace_at_random(
+    heap: &mut Heap,
+    sizes: std::ops::RangeInclusive<usize>,
+    count: usize,
+    times: usize,
+) -> [usize; 2] {
+    let mut random = 88172645463325252usize;
+    let mut below = |limit: usize| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random % limit
+    };
+    let (low, spread) = (*sizes.start(), sizes.end() - sizes.start() + 1);
+    let mut live: Vec<(usize, usize)> = vec![];
+    let mut taken = BTreeMap::new();
+    for round in 0..count * (1 + times) {
+        let size = low + below(spread);
+        let at = if round < count { round } else { below(count) };
+        if round >= count {
+            let (addr, size) = live[at];
+            assert_eq!(taken.remove(&addr), Some(size));
+            if heap.free_short(addr, size) != FreedShort::Yes {
+                assert_eq!(heap.free(addr, size), Freed::Yes);
+            }
+        }
+        let addr = make(heap, size, 8).unwrap().addr();
+        if let Some((&other, &len)) = taken.range(..addr + size).next_back() {
+            assert!(other + len <= addr, "overlap: {addr:#x}+{size} and {other:#x}+{len}");
+        }
+        assert_eq!(addr % if size < 64 { 16 } else { 64 }, 0);
+        taken.insert(addr, size);
+        if round < count {
+            live.push((addr, size));
+        } else {
+            live[at] = (addr, size);
+        }
+        if round % 4_096 == 0 {
+            heap.debug_check();
+        }
+    }
+    let rounded: usize = live.iter().map(|&(_, size)| granules(size) * GRANULE).sum();
+    assert_eq!(heap.live_granules() * GRANULE, rounded);
+    for (addr, size) in live {
+        assert_eq!(heap.free(addr, size), Freed::Yes);
+    }
+    [rounded, heap.small.high * GRANULE]
+}
+
+#[test]
+fn what_is_replaced_at_random_is_replaced_in_place() {
+    if guard::CHECKED {
+        return;
+    }
+    // Recycling ends the area's growth soon; without it these are 127, 132 and 135.
+    for (sizes, count, most_per_cent) in [
+        (16..=32, 40_000, 115),
+        (16..=128, 15_000, 115),
+        (16..=1_024, 2_500, 130),
+    ] {
+        let private = Private::new();
+        let mut heap = private.heap();
+        let scope = heap.enter();
+        let [rounded, high] = replace_at_random(&mut heap, sizes.clone(), count, 8);
+        assert!(heap.is_recycling());
+        assert!(
+            high >= rounded && high * 100 < rounded * most_per_cent,
+            "{sizes:?}: {rounded} bytes live in {high}"
+        );
+        heap.leave(scope);
+        heap.debug_check();
+        assert!(!heap.is_recycling());
+        assert_eq!(heap.live_granules(), 0);
+    }
+}
+
+/// Two blocks of each of some sizes, kept.
+fn keep_some(heap: &mut Heap) -> Vec<(usize, usize)> {
+    let sizes = [16, 40, 63, 64, 65, 500, 1_024];
+    let blocks: Vec<_> = sizes
+        .into_iter()
+        .chain(sizes)
+        .map(|size| (make(heap, size, 8).unwrap().addr(), size))
+        .collect();
+    let last = [48, 200].map(|size| make(heap, size, 8).unwrap()); // so that none of them ends at a position
+    assert!(last.iter().all(|p| !p.is_null()));
+    heap.start_recycling();
+    for &(addr, size) in &blocks {
+        assert_eq!(heap.free_short(addr, size), FreedShort::Elsewhere);
+        assert_eq!(heap.free(addr, size), Freed::Yes);
+    }
+    heap.debug_check();
+    blocks
+}
+
+#[test]
+fn a_kept_block_goes_to_the_next_request_of_its_size() {
+    if guard::CHECKED {
+        return;
+    }
+    let private = Private::new();
+    let mut heap = private.heap();
+    let _scope = heap.enter();
+    let blocks = keep_some(&mut heap);
+    for lane in 0..LANES {
+        heap.give_up_hole(lane);
+    }
+    for &(addr, size) in blocks.iter().rev() {
+        assert_eq!(heap.bump(size, 8), Bumped::No);
+        assert_eq!(heap.next_hole(size, 8).map(|p| p.addr()), Some(addr), "{size} bytes");
+    }
+    heap.debug_check();
+    assert_eq!(heap.kept_granules(), 0);
+}
+
+#[test]
+fn a_kept_block_is_not_freed_again() {
+    if guard::CHECKED {
+        return;
+    }
+    let private = Private::new();
+    let mut heap = private.heap();
+    let _scope = heap.enter();
+    for (addr, size) in keep_some(&mut heap) {
+        assert!(!heap.free_near(addr, size));
+        assert_eq!(heap.free(addr, size), Freed::Misuse, "{size} bytes");
+    }
+    // With no room left for more of its size too.
+    let blocks = [(); 40].map(|()| make(&mut heap, 100, 8).unwrap().addr());
+    make(&mut heap, 100, 8).unwrap(); // so that none of them ends at the position
+    assert!(blocks.into_iter().all(|addr| heap.free(addr, 100) == Freed::Yes));
+    assert!(blocks.into_iter().all(|addr| heap.free(addr, 100) == Freed::Misuse));
+    heap.debug_check();
+}
+
+#[test]
+fn a_suspension_ends_no_recycling() {
+    if guard::CHECKED {
+        return;
+    }
+    let private = Private::new();
+    let mut heap = private.heap();
+    let scope = heap.enter();
+    keep_some(&mut heap);
+    let kept = heap.kept_granules();
+    let suspension = heap.enter_slow(Kind::Outside);
+    heap.debug_check();
+    heap.leave(suspension);
+    heap.debug_check();
+    assert!(heap.is_recycling() && kept > 0 && heap.kept_granules() == kept);
+    // Not so a scope that ends inside one.
+    let suspension = heap.enter_slow(Kind::Outside);
+    heap.leave(scope);
+    heap.debug_check();
+    assert_eq!(heap.kept_granules(), 0);
+    heap.leave(suspension);
+    heap.debug_check();
+}
+
+#[test]
+fn what_is_free_is_not_kept() {
+    if guard::CHECKED {
+        return;
+    }
+    for size in [16, 40, 64, 500, 1_024] {
+        let private = Private::new();
+        let mut heap = private.heap();
+        let _scope = heap.enter();
+        let [early, _live, last] = [(); 3].map(|()| make(&mut heap, size, 8).unwrap().addr());
+        assert_eq!(heap.free_short(early, size), FreedShort::Yes);
+        heap.start_recycling();
+        assert_eq!(heap.free(early, size), Freed::Misuse, "freed before, {size} bytes");
+        assert_eq!(heap.free(last, size), Freed::Yes);
+        assert_eq!(
+            make(&mut heap, size, 8).map(|p| p.addr()),
+            Ok(last),
+            "the position moved back"
+        );
+        assert_eq!(heap.free(last, size), Freed::Yes);
+        assert_eq!(heap.free(last, size), Freed::Misuse, "in the hole, {size} bytes");
+        assert_eq!(heap.kept_granules(), 0);
+        heap.debug_check();
+    }
+}
+
+#[test]
+fn what_is_kept_is_let_go_where_somebody_looks() {
+    if guard::CHECKED {
+        return;
+    }
+    type Look = fn(&mut Heap, Ticket);
+    let looks: [(&str, Look); 5] = [
+        ("leaving", |heap, scope| heap.leave(scope)),
+        ("counting", |heap, _| {
+            assert_ne!(heap.enter_slow(Kind::Counted), Ticket::INERT)
+        }),
+        ("figures", |heap, _| assert!(heap.settle() > 0)),
+        ("trimming", |heap, _| _ = heap.trim()),
+        ("the thread's end", |heap, _| assert_eq!(heap.detach(), Some(0))),
+    ];
+    for (name, look) in looks {
+        let private = Private::new();
+        let mut heap = private.heap();
+        let scope = heap.enter();
+        keep_some(&mut heap);
+        assert!(heap.kept_granules() > 0);
+        let (map, live, words) = (heap.map, heap.live_granules(), heap.small.high / WORD_GRANULES);
+        look(&mut heap, scope);
+        heap.debug_check();
+        assert!(!heap.is_recycling() && heap.kept_granules() == 0, "{name}");
+        if heap.segment.is_some() {
+            assert_eq!(heap.live_granules(), live, "{name}");
+        } else {
+            assert_eq!(map.count(words), live, "{name}");
+        }
+    }
+}
+
+#[test]
+fn recycling_ends_where_nothing_is_found() {
+    if guard::CHECKED {
+        return;
+    }
+    let private = Private::new();
+    let mut heap = private.heap();
+    let _scope = heap.enter();
+    keep_some(&mut heap);
+    let mut made = 0;
+    while heap.is_recycling() {
+        make(&mut heap, 300, 8).unwrap();
+        made += 1;
+        assert!(made < 2_000, "it does not end");
+    }
+    assert!(made > 100, "it ended after {made}");
+    heap.debug_check();
 }
 
 #[test]

@@ -13,8 +13,9 @@ use crate::{sys, thread};
 ///
 /// Owners publish on slow paths (when a hole is refilled from fresh memory, when a span is made, resized or freed, when a
 /// thread ends), and the small area's bits are read as they stand. So while other threads work, `in_use_bytes` counts
-/// each thread's current hole (at most 64 KiB) as in use, remotely freed spans as in use until their owner folds them,
-/// and the rest is as of each owner's last slow path. With all threads at rest the sums are exact but for the holes.
+/// each thread's current holes (at most 64 KiB each) and what it keeps for reuse (at most 0.3 MiB) as in use, remotely freed
+/// spans as in use until their owner folds them, and the rest is as of each owner's last slow path. With all threads at
+/// rest the sums are exact but for holes and what is kept.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {

@@ -227,6 +227,12 @@ pub fn alloc_near(size: usize, align: usize) -> *mut u8 {
     })
 }
 
+/// Frees a short block of a thread that keeps such blocks. `false` leaves it to `free_slow`.
+#[inline(always)]
+pub fn free_near(addr: usize, size: usize) -> bool {
+    with_heap(|heap| heap.free_near(addr, size))
+}
+
 /// Whether more scopes were entered than the totals should be late by.
 #[inline(always)]
 fn is_behind(slot: &Slot, heap: &Heap) -> bool {

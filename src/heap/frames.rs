@@ -134,6 +134,9 @@ impl Heap {
         if self.depth >= FRAMES {
             return self.enter_deeper(kind);
         }
+        if kind == Kind::Counted {
+            self.stop_recycling();
+        }
         self.show();
         let was_active = self.active;
         let ticket = self.push(kind, was_active);
@@ -249,6 +252,7 @@ impl Heap {
         self.depth = kept;
         self.deeper = 0;
         if frame.kind != Kind::Outside && self.segment.is_some() {
+            self.stop_recycling();
             for lane in 0..LANES {
                 self.go_back(lane, &frame);
             }

@@ -19,6 +19,8 @@ use crate::sys;
 
 /// Fresh memory becomes a hole in steps of this, granules: as long as a hole may be.
 const FRESH: usize = HOLE_MAX;
+/// The same while the thread recycles: what is kept serves most requests.
+const FRESH_RECYCLING: usize = WORD_GRANULES;
 /// A hole in memory used before is no longer than this at first, granules; it is lengthened when it is used up. Each step
 /// that leaves an escapee takes its hole anew, bit by bit.
 const HOLE_FIRST: usize = 16 * WORD_GRANULES;
@@ -28,6 +30,10 @@ const RUN_MIN: usize = 2;
 const LOOK_SHARE: usize = 32;
 /// The area grows instead of being searched again when more than four fifths of it are live.
 const DENSE: (usize, usize) = (4, 5);
+/// The same while the thread recycles: one request in twenty needs a hole then.
+const DENSE_RECYCLING: (usize, usize) = (15, 16);
+/// With more than this share live, nothing much was freed yet: there is nothing to recycle.
+const FULL: (usize, usize) = (63, 64);
 /// A hole or block of more granules is placed by the search for long blocks.
 pub(super) const SHORT_GRANULES: usize = SHORT_MAX / GRANULE;
 /// Words that the short search looks at before it leaves the matter to the long one.
@@ -43,12 +49,16 @@ impl Heap {
         let index = lane_of(less_one);
         let lane = &self.lanes[index];
         let (pos, limit) = (lane.pos, lane.limit);
-        // Not without a segment, nor while the area or the position is masked.
-        let offset = limit.wrapping_sub(self.base);
-        if less_one >= SHORT_MAX || align > lane.align || offset >= self.len || pos > limit {
+        let offset = limit.wrapping_sub(self.small_base.addr());
+        if less_one >= SHORT_MAX || align > lane.align || pos > limit {
             return None;
         }
         let need = (less_one | lane.mask).wrapping_add(1) / GRANULE;
+        if self.is_recycling() {
+            if let Some(p) = self.reuse(index, need) {
+                return Some(p);
+            }
+        }
         let run = need.max(RUN_MIN);
         let mark = offset / GRANULE;
         let mut word = mark / WORD_GRANULES;
@@ -92,6 +102,8 @@ impl Heap {
                 break (start, count);
             }
         };
+        let is_recycling = self.is_recycling();
+        let count = if is_recycling { need } else { count };
         let end = start.wrapping_add(align_down(count, grain(index)));
         let unused = limit.wrapping_sub(pos) / GRANULE;
         let _whole = self.map.clear(mark.wrapping_sub(unused), mark);
@@ -105,6 +117,10 @@ impl Heap {
         lane.pos = at.wrapping_add(need.wrapping_mul(GRANULE));
         (lane.start, lane.limit) = (at, at.wrapping_add(found.wrapping_mul(GRANULE)));
         self.ticks = self.ticks.wrapping_add(1);
+        self.note_hole(found);
+        if is_recycling {
+            self.note_miss();
+        }
         self.since_look[index] = self.since_look[index].wrapping_add(found as u64);
         let (first, last) = (start / CHUNK_GRANULES, end.wrapping_sub(1) / CHUNK_GRANULES);
         self.dirtied = self.dirtied.wrapping_add(self.marks.touch(first, last));
@@ -121,6 +137,19 @@ impl Heap {
             *first = Some(pos);
         }
         self.used(index, start, end);
+    }
+
+    /// Makes the free granules `[start, end)` its hole for a block of `count`; no more than it needs while the thread
+    /// recycles.
+    fn take_found(&mut self, index: usize, start: usize, end: usize, count: usize, align: usize) {
+        let need = if self.is_recycling() && align <= grain(index) {
+            align_up(count, grain(index))
+        } else {
+            HOLE_FIRST
+        };
+        let end = end.min(start.wrapping_add(need));
+        self.take(index, start, end);
+        self.note_hole(align_down(end, grain(index)).wrapping_sub(start));
     }
 
     /// Makes the first free granules from `mark` on the lane's hole, if there are any near.
@@ -201,20 +230,22 @@ impl Heap {
         self.give_up_hole(index);
         let count_min = count.max(RUN_MIN);
         if let Some((start, end)) = self.walk(index, mark, count_min, align, HOLE_FIRST) {
-            self.take(index, start, end);
+            self.take_found(index, start, end, count, align);
             return Ok(());
         }
         let paid = self.look_is_paid(index);
         if self.may_look_again(index) {
             if let Some((start, end)) = self.walk(index, 0, count_min, align, HOLE_FIRST) {
-                self.take(index, start, end);
+                self.take_found(index, start, end, count, align);
                 return Ok(());
             }
         }
         let need = count.wrapping_add(align).wrapping_add(grain(index));
-        let (start, end) = match self.grow(fresh, fresh.wrapping_add(FRESH.max(need)), fresh.wrapping_add(need)) {
+        let step = if self.is_recycling() { FRESH_RECYCLING } else { FRESH };
+        let (start, end) = match self.grow(fresh, fresh.wrapping_add(step.max(need)), fresh.wrapping_add(need)) {
             Ok(end) => (fresh, end),
             Err(refused) => {
+                self.stop_recycling();
                 let found = self.look_when_full(index, paid, count_min, align, HOLE_FIRST);
                 if found.is_none() {
                     self.set_mark(index, self.small.high);
@@ -298,7 +329,11 @@ impl Heap {
         // after each look, and the next would grow the area.
         self.charge(index, high);
         let live = self.map.count(high.div_ceil(WORD_GRANULES));
-        live.wrapping_mul(DENSE.1) < high.wrapping_mul(DENSE.0)
+        if live.wrapping_mul(FULL.1) < high.wrapping_mul(FULL.0) {
+            self.note_look();
+        }
+        let dense = if self.is_recycling() { DENSE_RECYCLING } else { DENSE };
+        live.wrapping_mul(dense.1) < high.wrapping_mul(dense.0)
     }
 
     /// Moves `high` to `wish`, or to `least` where the system refuses more; returns it.

@@ -151,6 +151,7 @@ impl Heap {
         if self.segment.is_none() {
             return 0;
         }
+        self.stop_recycling();
         self.show();
         let mut marks = [0; LANES];
         for (index, mark) in marks.iter_mut().enumerate() {
