@@ -10,6 +10,7 @@
 
 use crate::align::{max, CACHE_LINE};
 use crate::heap::{Bumped, FreedShort};
+use crate::layout::SHORT_MAX;
 use crate::segment;
 use crate::sync::{AtomicUsize, Ordering};
 use crate::sys;
@@ -174,10 +175,11 @@ impl<A: GlobalAlloc> StepAlloc<A> {
             // SAFETY: the backing made the block for the same mapped layout (H7).
             return unsafe { self.backing.dealloc(p, self.backing_layout(layout)) };
         }
-        if thread::free_near(p.addr(), layout.size()) {
+        let (addr, size) = (p.addr(), layout.size());
+        if size <= SHORT_MAX && (thread::free_near(addr, size) || thread::free_beside(addr, size)) {
             return;
         }
-        if thread::free_slow(p.addr(), layout.size()) == Outcome::Misuse {
+        if thread::free_slow(addr, size) == Outcome::Misuse {
             sys::die(MISUSE);
         }
     }

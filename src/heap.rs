@@ -320,6 +320,7 @@ impl Heap {
             (lane.pos, lane.limit, lane.start) = (0, 0, 0);
         }
         (self.base, self.len) = (0, 0);
+        self.note_special();
         let segment = self.segment?;
         self.discard(false, false);
         self.forget_if_empty();
@@ -384,6 +385,16 @@ impl Heap {
     /// After every change of what it adds up.
     fn note_special(&mut self) {
         self.special = self.counting | self.suspensions | self.deeper | CHECKED as u32;
+        if let Some(segment) = &self.segment {
+            // SAFETY: the header of a claimed segment is committed.
+            let told = unsafe { &segment.header().is_counting };
+            let is_counting = u32::from(self.counting != 0);
+            // Relaxed: what is made while it counts reaches another thread after this. Written only if changed, for others
+            // read this line.
+            if told.load(Ordering::Relaxed) != is_counting {
+                told.store(is_counting, Ordering::Relaxed);
+            }
+        }
     }
 
     /// Whether the thread is in a scope that is not suspended.

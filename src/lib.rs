@@ -23,6 +23,8 @@ mod marks;
 mod spans;
 // A segment's header keeps the state of the spans.
 mod segment;
+// Frees of blocks in the live maps of others.
+mod gathered;
 
 // Layer 3: allocators; they know no threads and no globals.
 mod aligned;

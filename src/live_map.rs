@@ -71,6 +71,21 @@ impl LiveMap {
         self.live(word).load(Ordering::Relaxed) & !self.remote(word).load(Ordering::Relaxed)
     }
 
+    /// The same maps from a word on.
+    pub fn from(&self, word: usize) -> LiveMap {
+        LiveMap {
+            live: self.live.wrapping_add(word),
+            remote: self.remote.wrapping_add(word),
+        }
+    }
+
+    /// Whether all of these bits of a word are set in the live map, freed remotely or not.
+    #[inline(always)]
+    pub fn is_set(&self, word: usize, bits: u64) -> bool {
+        // Relaxed: as in `free_remote`.
+        self.live(word).load(Ordering::Relaxed) & bits == bits
+    }
+
     /// Applies `change` to the live bits of granules `[start, end)`, word by word; it gets the word and the mask.
     #[inline(always)]
     fn each_word(start: usize, end: usize, mut change: impl FnMut(usize, u64)) {
@@ -126,14 +141,18 @@ impl LiveMap {
     #[must_use]
     pub fn free_remote(&self, start: usize, end: usize) -> bool {
         let mut all = true;
-        Self::each_word(start, end, |word, mask| {
-            // Relaxed: the block is live by the caller's word, so its bits were set before its pointer was passed on,
-            // and later writes of the owner to this word keep them.
-            all &= self.live(word).load(Ordering::Relaxed) & mask == mask;
-            // Release: partner of the Acquire in `fold`.
-            all &= self.remote(word).fetch_or(mask, Ordering::Release) & mask == 0;
-        });
+        Self::each_word(start, end, |word, mask| all &= self.free_bits(word, mask));
         all
+    }
+
+    /// Frees these bits of a word from a thread that does not own the segment (H3); `false` for a double free.
+    #[must_use]
+    pub fn free_bits(&self, word: usize, bits: u64) -> bool {
+        // The block is live by the caller's word, so its bits were set before its pointer was passed on, and later writes of
+        // the owner to this word keep them.
+        let is_set = self.is_set(word, bits);
+        // Release: partner of the Acquire in `fold`.
+        is_set & (self.remote(word).fetch_or(bits, Ordering::Release) & bits == 0)
     }
 
     /// The first live granule of `[start, limit)` after folding, or `limit`. Owner only.

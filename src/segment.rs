@@ -12,7 +12,7 @@
 
 use crate::layout::{divide, SegmentLayout, HEADER_BYTES, SEGMENTS_MAX, SEGMENT_MAX, SEGMENT_MIN};
 use crate::spans::SpanState;
-use crate::sync::{AtomicPtr, AtomicU64, AtomicUsize, Ordering, Owned};
+use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, Owned};
 use crate::sys;
 use core::ptr;
 
@@ -75,11 +75,15 @@ pub struct Header {
     pub published: Published,
     /// Bytes freed remotely since the last reclaim while nobody owned the segment.
     pub orphan_freed: AtomicUsize,
+    /// 1 while the owner counts what it allocates and what others free of it, else 0. Not in the line that it publishes in:
+    /// who frees its blocks reads this for each.
+    pub is_counting: AtomicU32,
     /// The owner's, between owners.
     pub kept: Owned<(SmallState, SpanState)>,
 }
 
 const _: () = assert!(core::mem::size_of::<Header>() <= HEADER_BYTES);
+const _: () = assert!(core::mem::offset_of!(Header, is_counting) >= 64);
 
 /// A segment by its base; owned or not, by context.
 #[derive(Clone, Copy)]

@@ -13,9 +13,9 @@ use crate::{sys, thread};
 ///
 /// Owners publish on slow paths (when a hole is refilled from fresh memory, when a span is made, resized or freed, when a
 /// thread ends), and the small area's bits are read as they stand. So while other threads work, `in_use_bytes` counts
-/// each thread's current holes (at most 64 KiB each) and what it keeps for reuse (at most 0.3 MiB) as in use, remotely freed
-/// spans as in use until their owner folds them, and the rest is as of each owner's last slow path. With all threads at
-/// rest the sums are exact but for holes and what is kept.
+/// each thread's current holes (at most 64 KiB each), what it keeps for reuse (at most 0.3 MiB) and what it last freed of
+/// another's (at most 1 KiB) as in use, remotely freed spans as in use until their owner folds them, and the rest is as of
+/// each owner's last slow path. With all threads at rest the sums are exact but for those three.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
@@ -133,6 +133,7 @@ impl Classes {
 /// assert_eq!(stats.reserved_bytes, stats.committed_bytes + stats.uncommitted_bytes);
 /// ```
 pub fn stats() -> Stats {
+    thread::tell();
     let hole = thread::with_heap(|heap| heap.settle());
     let mut stats = Stats {
         reserved_bytes: segment::reserved_bytes(),
@@ -165,7 +166,7 @@ pub fn stats() -> Stats {
     stats
 }
 
-/// The calling thread's arena, exact. Costs as [`stats`] does, for one segment.
+/// The calling thread's arena, exact but for what others freed of it last: at most 1 KiB each. Costs as [`stats`] does, for one segment.
 ///
 /// # Examples
 /// ```
@@ -173,6 +174,7 @@ pub fn stats() -> Stats {
 /// assert_eq!(heap.in_use_bytes, heap.small_in_use_bytes + heap.large_in_use_bytes);
 /// ```
 pub fn heap_stats() -> HeapStats {
+    thread::tell();
     thread::with_heap(|heap| {
         let hole = heap.settle();
         let mut stats = HeapStats {
@@ -207,6 +209,7 @@ pub fn heap_stats() -> HeapStats {
 /// let _bytes = stepalloc::trim();
 /// ```
 pub fn trim() -> usize {
+    thread::tell();
     let own = thread::with_heap(|heap| (heap.trim(), heap.segment_index()));
     let mut given = own.0;
     segment::each_made(|segment| {

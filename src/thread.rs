@@ -2,8 +2,8 @@
 //!
 //! **Teardown, case by case.** The slot is `const`-initialised and has no destructor, so it can be used at any time of a
 //! thread's life. A hook with a destructor is registered *before* a segment is claimed (no hook, no claim). When it
-//! runs it (1) zeroes position, end and area in the slot and notes that the thread is ending, (2) pops all frames and
-//! gives the hole up, (3) gives back the pages of free memory, (4) releases the segment.
+//! runs it (1) notes that the thread is ending and tells others what it freed of theirs, (2) zeroes position, end and area in
+//! the slot, pops all frames and gives the hole up, (3) gives back the pages of free memory, (4) releases the segment.
 //!
 //! | case | what happens |
 //! |---|---|
@@ -18,9 +18,10 @@
 //! no backing, no std, no user code.
 
 use crate::align::max;
+use crate::gathered::{Gathered, Theirs, Told};
 use crate::guard::{self, CHECKED};
 use crate::heap::{Freed, Heap, Kind, Ticket};
-use crate::layout::{granules, scope_align, units, GRANULE, SMALL_ALIGN_MAX, SMALL_MAX, UNIT};
+use crate::layout::{granules, scope_align, units, GRANULE, SHORT_MAX, SMALL_ALIGN_MAX, SMALL_MAX, UNIT};
 use crate::ledger::Ledger;
 use crate::live_map::LiveMap;
 use crate::segment::{self, NoSegment};
@@ -69,6 +70,9 @@ enum State {
 #[repr(C)]
 struct Slot {
     heap: UnsafeCell<Heap>,
+    gathered: UnsafeCell<Gathered>,
+    /// Whether the hook was registered.
+    hooked: Cell<bool>,
     state: Cell<State>,
     retries: Cell<u32>,
     ledger: Cell<*mut Ledger>,
@@ -88,6 +92,8 @@ thread_local! {
     static SLOT: Slot = const {
         Slot {
             heap: UnsafeCell::new(Heap::new()),
+            gathered: UnsafeCell::new(Gathered::NONE),
+            hooked: Cell::new(false),
             state: Cell::new(State::New),
             retries: Cell::new(0),
             ledger: Cell::new(core::ptr::null_mut()),
@@ -107,6 +113,7 @@ impl Drop for Hook {
         with_slot(|slot| {
             slot.state.set(State::Ended);
             publish_entered(slot);
+            with_gathered(slot, |gathered| gathered.take().into_iter().for_each(told));
             // SAFETY: as in `with_heap`.
             let index = unsafe { &mut *slot.heap.get() }.detach();
             if let Some(index) = index {
@@ -156,12 +163,25 @@ fn ensure(slot: &Slot) -> Result<(), Reason> {
     claim(slot)
 }
 
+/// Sees to it that the teardown will run; `false` if it has, or is being seen to.
+fn hook(slot: &Slot) -> bool {
+    match slot.state.get() {
+        State::Ended | State::Claiming => false,
+        _ if slot.hooked.get() => true,
+        state => {
+            // Registering the hook may allocate through us; that request goes to the backing.
+            slot.state.set(State::Claiming);
+            let is_hooked = HOOK.try_with(|_| ()).is_ok();
+            slot.hooked.set(is_hooked);
+            slot.state.set(if is_hooked { state } else { State::Ended });
+            is_hooked
+        }
+    }
+}
+
 #[cold]
 fn claim(slot: &Slot) -> Result<(), Reason> {
-    // Registering the hook may allocate through us; that request goes to the backing.
-    slot.state.set(State::Claiming);
-    if HOOK.try_with(|_| ()).is_err() {
-        slot.state.set(State::Ended);
+    if !hook(slot) {
         return Err(Reason::ThreadEnding);
     }
     match segment::claim() {
@@ -227,10 +247,27 @@ pub fn alloc_near(size: usize, align: usize) -> *mut u8 {
     })
 }
 
+/// Frees a short block of another thread beside the one that was freed last. `false` leaves it to `free_slow`.
+#[inline(always)]
+pub fn free_beside(addr: usize, size: usize) -> bool {
+    #[inline(never)]
+    fn next(gathered: &mut Gathered, addr: usize, size: usize) -> bool {
+        gathered.add_next(addr, size, told)
+    }
+    with_slot(|slot| with_gathered(slot, |gathered| gathered.add(addr, size) || next(gathered, addr, size)))
+}
+
 /// Frees a short block of a thread that keeps such blocks. `false` leaves it to `free_slow`.
 #[inline(always)]
 pub fn free_near(addr: usize, size: usize) -> bool {
     with_heap(|heap| heap.free_near(addr, size))
+}
+
+/// Runs `f` on what the thread has gathered.
+#[inline(always)]
+fn with_gathered<R>(slot: &Slot, f: impl FnOnce(&mut Gathered) -> R) -> R {
+    // SAFETY: as in `with_heap`: the slot is this thread's, and no closure touches what is gathered through the slot.
+    f(unsafe { &mut *slot.gathered.get() })
 }
 
 /// Whether more scopes were entered than the totals should be late by.
@@ -332,8 +369,49 @@ pub fn free_slow(addr: usize, size: usize) -> Outcome {
                 Freed::Misuse => Outcome::Misuse,
             };
         }
-        free_remote(addr, size)
+        if CHECKED || size > SHORT_MAX || !hook(slot) {
+            return free_remote(addr, size);
+        }
+        let done = segment::with(addr, |segment| match Place::of(segment, addr) {
+            Place::Small(start) => {
+                // SAFETY: a block of that segment is live, so its head is committed.
+                let counts = unsafe { &segment.header().is_counting };
+                // Relaxed: as in `Gathered::is_counted`.
+                if counts.load(Ordering::Relaxed) != 0 {
+                    return free_in(segment, addr, size) == Outcome::Done;
+                }
+                let theirs = Theirs {
+                    base: segment.base.addr().wrapping_add(segment.layout.small),
+                    map: remote_map(segment),
+                    counts,
+                };
+                with_gathered(slot, |gathered| gathered.free(theirs, start, granules(size), told))
+            }
+            Place::Span(_) | Place::None => free_in(segment, addr, size) == Outcome::Done,
+        });
+        match done {
+            Some(true) => Outcome::Done,
+            _ => Outcome::Misuse,
+        }
     })
+}
+
+/// Tells an owner what was gathered.
+#[inline(never)]
+fn told(what: Told) {
+    if !what.tell() {
+        crate::sys::die(MISUSE);
+    }
+    segment::with(what.base, |segment| {
+        if !segment::is_owned(segment.index) {
+            freed_in_orphan(segment, what.bytes());
+        }
+    });
+}
+
+/// Tells owners what this thread has freed of theirs, now.
+pub fn tell() {
+    with_slot(|slot| with_gathered(slot, |gathered| gathered.take().into_iter().for_each(told)));
 }
 
 /// A segment's maps for a thread that does not own it.

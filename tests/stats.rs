@@ -266,6 +266,47 @@ fn totals_of_a_thread_at_rest_are_exact_but_for_its_holes() {
 
 #[test]
 #[serial]
+fn what_another_thread_frees_is_told_when_it_asks_or_ends_and_all_but_one_kib_before() {
+    let (give, take) = sync_channel::<Vec<Block>>(0);
+    let (end, wait) = sync_channel::<()>(0);
+    // The maker does nothing while what it made is freed.
+    let maker = thread::spawn(move || {
+        for size in [40, 100, 700] {
+            give.send(arena_scope(|| (0..200).map(|_| Block::new(size, 8)).collect()))
+                .unwrap();
+            wait.recv().unwrap();
+        }
+    });
+    for made in take.into_iter().take(3) {
+        let mut blocks = Vec::with_capacity(200); // not the maker's
+        blocks.extend(made);
+        let size = occupied(blocks[0].size());
+        for block in blocks.drain(100..) {
+            let before = stats().in_use_bytes;
+            drop(block);
+            assert_eq!(stats().in_use_bytes, before - size);
+        }
+        let before = stats().in_use_bytes;
+        let (tell, told) = sync_channel::<()>(0);
+        let (go, rest) = sync_channel::<()>(0);
+        let freer = thread::spawn(move || {
+            blocks.into_iter().for_each(drop);
+            tell.send(()).unwrap();
+            rest.recv().unwrap();
+        });
+        told.recv().unwrap();
+        let late = stats().in_use_bytes - (before - 100 * size);
+        assert!(late <= 1_024, "{late} bytes are not told");
+        go.send(()).unwrap();
+        freer.join().unwrap();
+        assert_eq!(stats().in_use_bytes, before - 100 * size);
+        end.send(()).unwrap();
+    }
+    maker.join().unwrap();
+}
+
+#[test]
+#[serial]
 fn totals_see_escapees_and_their_end() {
     let before = stats();
     let kept: Vec<Block> = in_thread(|| {
