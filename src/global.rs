@@ -124,6 +124,18 @@ impl<A> StepAlloc<A> {
     }
 }
 
+/// Frees a block inside the reservation.
+#[cold]
+#[inline(never)]
+fn dealloc_inside(addr: usize, size: usize) {
+    if size <= SHORT_MAX && (thread::free_near(addr, size) || thread::free_beside(addr, size)) {
+        return;
+    }
+    if thread::free_slow(addr, size) == Outcome::Misuse {
+        sys::die(MISUSE);
+    }
+}
+
 impl<A: GlobalAlloc> StepAlloc<A> {
     /// Apart, so that a backing's own frame (`System` has one for large alignments) does not become that of `alloc`.
     #[inline(never)]
@@ -135,6 +147,17 @@ impl<A: GlobalAlloc> StepAlloc<A> {
     #[cold]
     #[inline(never)]
     unsafe fn alloc_slow(&self, layout: Layout) -> *mut u8 {
+        let kept = thread::alloc_kept(layout.size(), layout.align());
+        if !kept.is_null() {
+            return kept;
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.alloc_anew(layout) }
+    }
+
+    /// Apart, so that its frame is not `alloc_slow`'s.
+    #[inline(never)]
+    unsafe fn alloc_anew(&self, layout: Layout) -> *mut u8 {
         let near = thread::alloc_near(layout.size(), layout.align());
         if !near.is_null() {
             return near;
@@ -175,13 +198,7 @@ impl<A: GlobalAlloc> StepAlloc<A> {
             // SAFETY: the backing made the block for the same mapped layout (H7).
             return unsafe { self.backing.dealloc(p, self.backing_layout(layout)) };
         }
-        let (addr, size) = (p.addr(), layout.size());
-        if size <= SHORT_MAX && (thread::free_near(addr, size) || thread::free_beside(addr, size)) {
-            return;
-        }
-        if thread::free_slow(addr, size) == Outcome::Misuse {
-            sys::die(MISUSE);
-        }
+        dealloc_inside(p.addr(), layout.size());
     }
 
     #[inline(never)]
@@ -263,7 +280,10 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for StepAlloc<A> {
         let size = layout.size();
         match thread::with_heap(|heap| heap.free_short(p.addr(), size)) {
             FreedShort::Yes => {}
-            FreedShort::Elsewhere if size.wrapping_sub(1) < self.small_outside() && !segment::contains(p.addr()) => {
+            FreedShort::Elsewhere if size.wrapping_sub(1) < self.small_outside() => {
+                if segment::contains(p.addr()) {
+                    return dealloc_inside(p.addr(), size);
+                }
                 // SAFETY: the backing made the block (H7), and below both thresholds its layout is not mapped.
                 unsafe { self.backing.dealloc(p, layout) }
             }

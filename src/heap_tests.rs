@@ -47,7 +47,10 @@ impl Drop for Private {
 fn make(heap: &mut Heap, size: usize, align: usize) -> Result<*mut u8, Refused> {
     match heap.bump(size, align) {
         Bumped::Made(p) => Ok(p),
-        Bumped::No => heap.next_hole(size, align).map_or_else(|| heap.alloc(size, align), Ok),
+        Bumped::No => heap
+            .alloc_kept(size, align)
+            .or_else(|| heap.next_hole(size, align))
+            .map_or_else(|| heap.alloc(size, align), Ok),
         Bumped::Outside => heap.alloc(size, align),
     }
 }
@@ -547,7 +550,7 @@ fn a_kept_block_goes_to_the_next_request_of_its_size() {
     }
     for &(addr, size) in blocks.iter().rev() {
         assert_eq!(heap.bump(size, 8), Bumped::No);
-        assert_eq!(heap.next_hole(size, 8).map(|p| p.addr()), Some(addr), "{size} bytes");
+        assert_eq!(heap.alloc_kept(size, 8).map(|p| p.addr()), Some(addr), "{size} bytes");
     }
     heap.debug_check();
     assert_eq!(heap.kept_granules(), 0);
@@ -975,8 +978,9 @@ fn search(program: &[(u8, u8, u8)]) -> usize {
                     let at = match inline {
                         Bumped::Made(p) => p,
                         _ => {
-                            let found = quick.next_hole(size, 8);
-                            near += usize::from(found.is_some());
+                            let kept = quick.alloc_kept(size, 8);
+                            let found = kept.or_else(|| quick.next_hole(size, 8));
+                            near += usize::from(kept.is_none() && found.is_some());
                             let other = slow.alloc(size, 8).unwrap();
                             let one = found.unwrap_or_else(|| quick.alloc(size, 8).unwrap());
                             assert_eq!(one.addr() - quick.base, other.addr() - slow.base);

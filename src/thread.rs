@@ -247,6 +247,12 @@ pub fn alloc_near(size: usize, align: usize) -> *mut u8 {
     })
 }
 
+/// A kept block for a thread in a scope. Null if it has none.
+#[inline(always)]
+pub fn alloc_kept(size: usize, align: usize) -> *mut u8 {
+    with_heap(|heap| heap.alloc_kept(size, align).unwrap_or(core::ptr::null_mut()))
+}
+
 /// Frees a short block of another thread beside the one that was freed last. `false` leaves it to `free_slow`.
 #[inline(always)]
 pub fn free_beside(addr: usize, size: usize) -> bool {

@@ -54,11 +54,6 @@ impl Heap {
             return None;
         }
         let need = (less_one | lane.mask).wrapping_add(1) / GRANULE;
-        if self.is_recycling() {
-            if let Some(p) = self.reuse(index, need) {
-                return Some(p);
-            }
-        }
         let run = need.max(RUN_MIN);
         let mark = offset / GRANULE;
         let mut word = mark / WORD_GRANULES;

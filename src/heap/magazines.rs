@@ -145,6 +145,19 @@ impl Heap {
         }
     }
 
+    /// A kept block for this request, if the thread is in a scope.
+    #[inline(always)]
+    pub fn alloc_kept(&mut self, size: usize, align: usize) -> Option<*mut u8> {
+        let less_one = size.wrapping_sub(1);
+        let index = lane_of(less_one);
+        let lane = &self.lanes[index];
+        if !self.is_recycling() || !self.is_active() || less_one >= SHORT_MAX || align > lane.align {
+            return None;
+        }
+        let need = (less_one | lane.mask).wrapping_add(1) / GRANULE;
+        self.reuse(index, need)
+    }
+
     /// A kept block of `count` granules.
     #[inline(always)]
     pub(super) fn reuse(&mut self, lane: usize, count: usize) -> Option<*mut u8> {
