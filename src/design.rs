@@ -181,15 +181,15 @@
 //!   with 64 words, each cut out by its own mask, that was 4,600 of its 5,800 instructions: 2,100 now.
 //! - **Blocks replaced at random are kept for the next request of their size**; see above. 200,000 blocks of 16 to 1,024, 128
 //!   and 32 bytes held 1.37, 1.72, 1.68 times what lives, now 1.21, 1.45, 1.40, and took 3.0, 2.1, 1.7 times what jemalloc
-//!   takes, now 1.75, 1.75, 1.6. The time is waited for, not worked: such a program misses the cache at each block, and what
+//!   takes, now 1.7, 1.9, 1.5. The time is waited for, not worked: such a program misses the cache at each block, and what
 //!   counts is how many misses are on their way at once. A branch that waits for the block's bits, or for its size, is
 //!   mispredicted half the time, and the next miss begins only when it is known. So keeping a block has no branch that
 //!   depends on where it is or how long; without that the gain was a third of this. It is more work for less waiting: row
-//!   `replace-in-scope` of `cargo bench --bench counts` went from 179 instructions to 308.
+//!   `replace-in-scope` of `cargo bench --bench counts` went from 179 instructions to 278.
 //! - **Frees of another thread's blocks are gathered by word.** Each was an atomic change of a word or two of the owner's
 //!   remote map, more than half of the time of a consumer that drops what a producer made. Now the first and those that follow
 //!   in the same 1 KiB are one change, and all but the first find neither segment nor maps anew: 342 instructions became
-//!   241 (`cargo bench --bench counts`, row remote-free), and producer and consumer take 0.95 times rpmalloc's time, where
+//!   230 (`cargo bench --bench counts`, row remote-free), and producer and consumer take 0.95 times rpmalloc's time, where
 //!   they took 1.13. What is gathered is told when the thread frees elsewhere, asks for figures or ends; a thread that does
 //!   none of these holds 1 KiB at most. While the owner counts, nothing is gathered, so that reports stay exact.
 //! - **What drifting sizes leave behind goes back within the step.** A step whose sizes drift from small to large, or back,
@@ -236,6 +236,9 @@
 //! - Best fit, worst fit, long-lived buffers from the other end, and whole free spans before parts of one, for the step of
 //!   large tensors: simulated on its sizes, first and best fit end at 331 MiB alike where 279 live at the peak, the others
 //!   higher. Only who knows what comes next packs it better.
+//! - In gathering frees of others: the next lines of both maps fetched ahead; no look at the live map before the word is told.
+//!   The same time.
+//! - Counting what is free, before a look at the area, only until there is enough: a third less of that count, the same time.
 //! - Huge pages for small areas of more than 32 MiB: the same time.
 //!
 //! # What is not seen
