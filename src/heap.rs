@@ -504,14 +504,11 @@ impl Heap {
             return FreedShort::Elsewhere;
         }
         let less_one = size.wrapping_sub(1);
-        if unlikely(less_one >= SHORT_MAX) {
-            return FreedShort::No;
-        }
         let lane = &mut self.lanes[lane_of(less_one)];
-        let last = addr.wrapping_add(less_one | lane.mask);
+        let reach = less_one | lane.mask;
         let pos = lane.pos;
-        if unlikely(last.wrapping_add(1) == pos) {
-            lane.pos = addr; // H4: its bits now stand for the hole
+        if unlikely(addr.wrapping_add(reach).wrapping_add(1) == pos) {
+            lane.pos = addr; // H4: its bits now stand for the hole; longer blocks are bumped by the same rule
             return FreedShort::Yes;
         }
         // In the hole there is no block: a second free of the last one would clear bits that stand for the hole. One compare:
@@ -520,7 +517,7 @@ impl Heap {
             return FreedShort::No;
         }
         // SAFETY: the block is in this heap's small area, so its bits are committed, and the caller is the owner.
-        if unsafe { clear_short(self.live, addr, last) } {
+        if unsafe { clear_short(self.live, addr, reach) } {
             FreedShort::Yes
         } else {
             FreedShort::No

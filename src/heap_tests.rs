@@ -802,6 +802,24 @@ fn a_second_free_is_seen() {
 }
 
 #[test]
+fn a_free_of_no_bytes_frees_nothing_inline() {
+    let private = Private::new();
+    let mut heap = private.heap();
+    let scope = heap.enter();
+    for size in [16, 100, 1_000, 5_000] {
+        // Not where a word of the map begins.
+        let _before = [make(&mut heap, 16, 8).unwrap(), make(&mut heap, 100, 8).unwrap()];
+        let block = make(&mut heap, size, 8).unwrap().addr();
+        let _behind = make(&mut heap, size, 8).unwrap();
+        let before = heap.live_granules();
+        heap.free_short(block, 0);
+        assert_eq!(heap.live_granules(), before, "{size} bytes");
+        assert_eq!(heap.free(block, size), Freed::Yes);
+    }
+    heap.leave(scope);
+}
+
+#[test]
 fn a_new_owner_goes_on_where_the_last_one_stopped() {
     let private = Private::new();
     let mut heap = private.heap();

@@ -112,7 +112,7 @@ impl Model {
                 let live = by_address(&self.map(), 3 << 20);
                 let (first, last) = ((3 << 20) + start * GRANULE, (3 << 20) + end * GRANULE - 1);
                 // SAFETY: the map holds these granules, and this thread owns it.
-                assert!(unsafe { clear_short(live, first, last) });
+                assert!(unsafe { clear_short(live, first, last - first) });
                 self.live[start..end].fill(false);
             }
             4 if end - start <= WORD_GRANULES => {
@@ -125,7 +125,7 @@ impl Model {
                 let live = by_address(&self.map(), 3 << 20);
                 let (first, last) = ((3 << 20) + start * GRANULE, (3 << 20) + end * GRANULE - 1);
                 // SAFETY: as above.
-                let done = unsafe { clear_short(live, first, last) };
+                let done = unsafe { clear_short(live, first, last - first) };
                 assert_eq!(
                     done,
                     self.live[start..end].iter().all(|&live| live),
