@@ -137,7 +137,7 @@ pub const WORKLOADS: &[Workload] = &[
     ),
     kept_row("tensor-medium", "64 KiB to 4 MiB", tensors::medium),
     kept_row("tensor-large", "64 KiB to 64 MiB", tensors::large),
-    row("vec-256mb", "a Vec pushed to 256 MB", tensors::vec_pushed),
+    kept_row("vec-256mb", "a Vec pushed to 256 MB", tensors::vec_pushed),
     row(
         "zeroed-64mb",
         "64 MB zeroed, then a byte of each page written",

@@ -191,14 +191,23 @@ fn repeat(run: &Run, count: usize, mut f: impl FnMut()) {
 
 pub fn vec_pushed(run: &Run) {
     const COUNT: u64 = (256 << 20) / 8;
+    let mut kept: Vec<u64> = Vec::new();
+    if run.way == Way::Kept {
+        kept.reserve_exact(COUNT as usize);
+    }
     repeat(run, run.pick(6, 4), || {
         let last = run.step(|| {
-            let mut values: Vec<u64> = Vec::new();
+            let mut values = std::mem::take(&mut kept);
             for value in 0..COUNT {
                 values.push(value);
             }
-            let values = black_box(values);
-            values[values.len() / 3] + values[values.len() - 1]
+            let mut values = black_box(values);
+            let sum = values[values.len() / 3] + values[values.len() - 1];
+            if run.way == Way::Kept {
+                values.clear();
+                kept = values;
+            }
+            sum
         });
         assert_eq!(last, COUNT / 3 + COUNT - 1);
     });
