@@ -49,6 +49,8 @@ pub const GROUPS: [Group; 5] = [
             "--alloc=rpmalloc",
             "--alloc=stepalloc",
             "--alloc=stepalloc-outside",
+            "--alloc=bump",
+            "--alloc=kept",
         ],
         build_seconds: 150,
         round_seconds: 480,

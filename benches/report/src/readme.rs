@@ -232,7 +232,12 @@ struct Compared {
     to_system: Option<f64>,
     to_best: Option<f64>,
     interval: Option<(f64, f64)>,
+    /// To what no program could use; see `LIMITS`.
+    to_limit: Option<f64>,
 }
+
+/// What nothing can be faster than: buffers kept by hand where there are any, else a bump that frees nothing.
+const LIMITS: [&str; 2] = ["kept", "bump"];
 
 impl Compared {
     /// `None` where nothing was measured.
@@ -261,6 +266,10 @@ impl Compared {
             to_system: mean(&rows, |row| figures.ratio(row, name, column, "System")),
             to_best: mean(&rows, |row| figures.ratio(row, name, column, of_best(row))),
             interval: sample::interval(&rounds),
+            to_limit: mean(&rows, |row| {
+                let ratio = |limit: &&str| figures.ratio(row, name, column, limit);
+                LIMITS.iter().find_map(ratio)
+            }),
         })
     }
 
@@ -279,6 +288,7 @@ fn peers(figures: &Figures) -> String {
         "time to `System`'s",
         "to the best peer's",
         "and that is",
+        "to the limit's",
     ];
     let mut times = Table::new(heads);
     let scoped = TIMES.map(|row| (row, "stepalloc"));
@@ -291,6 +301,10 @@ fn peers(figures: &Figures) -> String {
                 figure(compared.to_system),
                 mark(to_best, compared.loses()),
                 compared.best_names,
+                compared
+                    .to_limit
+                    .filter(|_| column == "stepalloc")
+                    .map_or(String::new(), |ratio| figure(Some(ratio))),
             ]);
         }
     }
@@ -301,7 +315,9 @@ fn peers(figures: &Figures) -> String {
             memory.row([row.2.to_string(), own, figure(compared.best), compared.best_names]);
         }
     }
-    format!("{times}\n{memory}")
+    let limit = "The limit is what nothing can be faster than: buffers kept by hand, or else a bare bump in a thread's own memory \
+                 that counts and frees nothing. Below 1 it is slower, for memory that it never uses again.";
+    format!("{times}\n{}\n{memory}", wrapped(limit))
 }
 
 fn traces(figures: &Figures) -> String {
