@@ -315,8 +315,9 @@ fn peers(figures: &Figures) -> String {
             memory.row([row.2.to_string(), own, figure(compared.best), compared.best_names]);
         }
     }
-    let limit = "The limit is what nothing can be faster than: buffers kept by hand, or else a bare bump in a thread's own memory \
-                 that counts and frees nothing. Below 1 it is slower, for memory that it never uses again.";
+    let limit =
+        "The limit is buffers kept by hand, or else a bare bump in a thread's own memory that counts and frees \
+                 nothing. Where the ratio is below 1 that has the worse memory: pages of 4 KiB, or always new ones.";
     format!("{times}\n{}\n{memory}", wrapped(limit))
 }
 
