@@ -303,6 +303,25 @@ fn a_table_that_grows_stays_exact() {
     assert_eq!(figures(&report), [30_000, all, all, 10_000, bytes as u64, 0]);
 }
 
+/// What is in one place of a table when it grows depends on addresses: so there are several, and all blocks stay.
+#[test]
+fn no_place_of_a_table_that_grows_is_lost() {
+    for round in 0..6 {
+        in_thread(|| {
+            let mut kept: Vec<Block> = Vec::with_capacity(30_000);
+            let (kept, report) = arena_scope_report(|| {
+                kept.extend((0..30_000).map(|n| block(1 + (n + 17 * round) % 100)));
+                kept
+            });
+            let all: usize = kept.iter().map(Block::size).sum();
+            assert_eq!(
+                figures(&report),
+                [30_000, all as u64, all as u64, 30_000, all as u64, 0]
+            );
+        });
+    }
+}
+
 #[test]
 fn small_blocks_outside_are_not_counted_and_large_ones_are() {
     let ((small, large), report) = arena_scope_report(|| {
