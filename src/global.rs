@@ -128,16 +128,7 @@ impl<A> StepAlloc<A> {
 #[cold]
 #[inline(never)]
 fn dealloc_inside(addr: usize, size: usize) {
-    if !thread::free_near(addr, size) {
-        dealloc_beside(addr, size);
-    }
-}
-
-/// Apart, so that its frame is not `dealloc_inside`'s.
-#[cold]
-#[inline(never)]
-fn dealloc_beside(addr: usize, size: usize) {
-    if size <= SHORT_MAX && thread::free_beside(addr, size) {
+    if size <= SHORT_MAX && (thread::free_near(addr, size) || thread::free_beside(addr, size)) {
         return;
     }
     if thread::free_slow(addr, size) == Outcome::Misuse {

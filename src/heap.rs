@@ -105,9 +105,10 @@ impl Lane {
         self.limit = limit;
     }
 
+    /// Whether the address is in the hole. One compare: whether a block is behind the position nobody can predict.
     #[inline(always)]
     fn holds(&self, addr: usize) -> bool {
-        addr >= self.pos && addr < self.limit
+        addr.wrapping_sub(self.pos) < self.limit.wrapping_sub(self.pos)
     }
 }
 
@@ -506,14 +507,12 @@ impl Heap {
         let less_one = size.wrapping_sub(1);
         let lane = &mut self.lanes[lane_of(less_one)];
         let reach = less_one | lane.mask;
-        let pos = lane.pos;
-        if unlikely(addr.wrapping_add(reach).wrapping_add(1) == pos) {
+        if unlikely(addr.wrapping_add(reach).wrapping_add(1) == lane.pos) {
             lane.pos = addr; // H4: its bits now stand for the hole; longer blocks are bumped by the same rule
             return FreedShort::Yes;
         }
-        // In the hole there is no block: a second free of the last one would clear bits that stand for the hole. One compare:
-        // whether a block is behind the position nobody can predict.
-        if unlikely(addr.wrapping_sub(pos) < lane.limit.wrapping_sub(pos)) {
+        // In the hole there is no block: a second free of the last one would clear bits that stand for the hole.
+        if unlikely(lane.holds(addr)) {
             return FreedShort::No;
         }
         // SAFETY: the block is in this heap's small area, so its bits are committed, and the caller is the owner.

@@ -601,6 +601,31 @@ fn a_suspension_ends_no_recycling() {
 }
 
 #[test]
+fn what_is_in_the_other_lanes_hole_is_not_kept() {
+    if guard::CHECKED {
+        return;
+    }
+    for (size, count, other) in [(16, 64, 1), (1_024, 1, 0)] {
+        let private = Private::new();
+        let mut heap = private.heap();
+        let _scope = heap.enter();
+        let blocks: Vec<usize> = (0..count).map(|_| make(&mut heap, size, 8).unwrap().addr()).collect();
+        let _behind = make(&mut heap, size, 8).unwrap();
+        assert!(blocks.iter().all(|&addr| heap.free(addr, size) == Freed::Yes));
+        let start = heap.granule(blocks[0]);
+        heap.give_up_hole(other);
+        heap.take(other, start, start + 64);
+        heap.start_recycling();
+        heap.debug_check();
+        for &addr in &blocks {
+            assert_eq!(heap.free(addr, size), Freed::Misuse, "{size} bytes");
+        }
+        assert_eq!(heap.kept_granules(), 0);
+        heap.debug_check();
+    }
+}
+
+#[test]
 fn what_is_free_is_not_kept() {
     if guard::CHECKED {
         return;

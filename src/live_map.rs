@@ -254,8 +254,8 @@ pub fn by_address(map: &LiveMap, base: usize) -> *const AtomicU64 {
     map.live.wrapping_sub(base / WORD_BYTES)
 }
 
-/// At each index one bit more than that, from the lowest on. Measured: a load for the two shifts by a variable count that it
-/// saves makes a pair of blocks 4 % faster.
+/// At each index one bit more than that, from the lowest on. Measured: a load in place of one shift by a variable count makes
+/// batches of blocks 4 % faster.
 static ONES: [u64; WORD_GRANULES] = {
     let mut ones = [1; WORD_GRANULES];
     let mut index = 1;
@@ -318,13 +318,13 @@ fn clear_bits(word: &AtomicU64, ones: u64) -> bool {
 /// # Safety
 /// As `clear_short`.
 #[inline(always)]
-pub unsafe fn is_live_short(live: *const AtomicU64, first: usize, reach: usize) -> bool {
-    let last = first.wrapping_add(reach);
-    let ones = ONES[reach / GRANULE % WORD_GRANULES];
-    let shift = (first / GRANULE) as u32;
+pub unsafe fn is_live_short(live: *const AtomicU64, first: usize, last: usize) -> bool {
+    let others = (last.wrapping_sub(first) / GRANULE) as u32;
+    let ones = 2u64.wrapping_shl(others).wrapping_sub(1);
+    let shift = (first / GRANULE % WORD_GRANULES) as u32;
     let low = ones.wrapping_shl(shift);
     // What that pushed out; in two shifts, for nothing is pushed out by 0.
-    let high = (ones >> 1).wrapping_shr(!shift);
+    let high = (ones >> 1).wrapping_shr(63u32.wrapping_sub(shift));
     // SAFETY: by the caller's promise; the second is the first again where the block ends in it.
     let words = unsafe {
         [
@@ -394,7 +394,7 @@ mod tests {
                 let (first, last) = (base + start * GRANULE, base + (start + count) * GRANULE - 1);
                 // SAFETY: the map holds 256 granules and this thread owns it.
                 unsafe {
-                    assert!(is_live_short(live, first, last - first));
+                    assert!(is_live_short(live, first, last));
                     assert!(clear_short(live, first, last - first));
                 }
                 let expected: Vec<bool> = (0..256).map(|g| !(start..start + count).contains(&g)).collect();
@@ -403,7 +403,7 @@ mod tests {
                     maps.map().set(0, 256);
                     assert!(maps.map().clear(start + hole, start + hole + 1));
                     // SAFETY: as above.
-                    assert!(!unsafe { is_live_short(live, first, last - first) });
+                    assert!(!unsafe { is_live_short(live, first, last) });
                 }
                 maps.map().set(0, 256);
                 assert!(maps.map().clear(start, start + count));

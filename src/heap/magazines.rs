@@ -9,7 +9,7 @@
 //! within one scope when many holes in turn were short, or when two looks at the area in turn find that some of it is free; it
 //! ends when a scope is left or few requests find a block. Meanwhile the area is masked, so that frees take the slow path.
 
-use super::{grain, lane_of, Heap};
+use super::{grain, lane_of, Heap, LANES};
 use crate::hint::unlikely;
 use crate::layout::{GRANULE, LINE_FROM, SHORT_MAX};
 use crate::live_map::is_live_short;
@@ -196,13 +196,13 @@ impl Heap {
         let less_one = size.wrapping_sub(1);
         let offset = addr.wrapping_sub(self.small_base.addr());
         let lane_index = lane_of(less_one);
-        let lane = &self.lanes[lane_index];
-        let reach = less_one | lane.mask;
-        let count = reach.wrapping_add(1) / GRANULE;
+        let lane = self.lanes[lane_index % LANES];
+        let last = addr.wrapping_add(less_one | lane.mask);
+        let count = last.wrapping_add(1).wrapping_sub(addr) / GRANULE;
         let class = class(lane_index, count);
+        let high = self.small.high;
         let magazines = &mut self.magazines;
-        if less_one >= SHORT_MAX || offset & lane.mask != 0 || (offset / GRANULE).wrapping_add(count) > self.small.high
-        {
+        if less_one >= SHORT_MAX || offset & lane.mask != 0 || (offset / GRANULE).wrapping_add(count) > high {
             return Some(false);
         }
         let (Some(kept), Some(places)) = (magazines.counts.get_mut(class), magazines.places.get_mut(class)) else {
@@ -212,11 +212,10 @@ impl Heap {
         if unlikely(places.iter().fold(false, |seen, &place| seen | (place == start))) {
             return None;
         }
-        // The last block of the lane, or in its hole.
-        let behind = addr.wrapping_add(reach).wrapping_add(1).wrapping_sub(lane.pos);
-        let is_near = behind <= lane.limit.wrapping_sub(lane.pos);
         // SAFETY: the caller's promise to `free`: the block is in this heap's small area, and this thread the owner.
-        if unlikely(is_near || !unsafe { is_live_short(self.live, addr, reach) }) {
+        let is_live = unsafe { is_live_short(self.live, addr, last) };
+        let is_last = last.wrapping_add(1) == lane.pos;
+        if unlikely(!is_live | is_last | self.lanes[0].holds(addr) | self.lanes[1].holds(addr)) {
             return Some(false);
         }
         let Some(place) = places.get_mut(*kept as usize) else {
