@@ -232,11 +232,11 @@ struct Compared {
     to_system: Option<f64>,
     to_best: Option<f64>,
     interval: Option<(f64, f64)>,
-    /// To what no program could use; see `LIMITS`.
+    /// To the first of `LIMITS` that has the row.
     to_limit: Option<f64>,
 }
 
-/// What nothing can be faster than: buffers kept by hand where there are any, else a bump that frees nothing.
+/// Columns that no program could use: buffers kept by hand, and a bump that counts and frees nothing.
 const LIMITS: [&str; 2] = ["kept", "bump"];
 
 impl Compared {
@@ -301,10 +301,7 @@ fn peers(figures: &Figures) -> String {
                 figure(compared.to_system),
                 mark(to_best, compared.loses()),
                 compared.best_names,
-                compared
-                    .to_limit
-                    .filter(|_| column == "stepalloc")
-                    .map_or(String::new(), |ratio| figure(Some(ratio))),
+                figure(compared.to_limit.filter(|_| column == "stepalloc")),
             ]);
         }
     }
