@@ -250,8 +250,9 @@
 //! - In gathering frees of others: the next lines of both maps fetched ahead; no look at the live map before the word is told.
 //!   The same time.
 //! - Counting what is free, before a look at the area, only until there is enough: a third less of that count, the same time.
-//! - Huge pages for small areas of more than 32 MiB: the same time. From 4 MiB on, on an AMD EPYC, 12 and 5 % less where
-//!   blocks of 16 to 1,024 and 128 bytes are replaced, for 1 % more memory; batches of 100,000 no faster, up to 9 % slower.
+//! - Huge pages for small areas of more than 32 MiB: the same time. From 4 MiB on, on an AMD EPYC (medians of seven
+//!   interleaved runs, whose spread was as large): 12 and 5 % less where blocks of 16 to 1,024 and 128 bytes are replaced, 0,
+//!   7 and 9 % more in batches of 100,000.
 //!
 //! # What is not seen
 //!
