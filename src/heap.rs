@@ -811,8 +811,12 @@ impl Heap {
                 let bit = self.map.peek(granule / WORD_GRANULES) >> (granule % WORD_GRANULES) & 1;
                 assert_eq!(bit, 1, "H1: a granule of the hole is not marked");
             }
-            assert!(pos == limit || self.granule(limit) <= self.small.high);
+            assert!(
+                self.granule(limit) <= self.small.high,
+                "a mark beyond the furthest ever used"
+            );
         }
+        assert_eq!(self.small.high % grain(1), 0, "the furthest ever used is a line's end");
         let apart = holes[0].1 <= holes[1].0 || holes[1].1 <= holes[0].0;
         let empty = holes.iter().any(|(pos, limit)| pos == limit);
         assert!(apart || empty, "H1: the holes overlap");

@@ -420,6 +420,41 @@ fn a_step_walks_the_same_memory_each_time() {
     }
 }
 
+/// Where what was used ends need not be where lane 1 may begin; what a scope's end takes back must not reach past it.
+#[test]
+fn a_scope_takes_back_no_more_than_was_used() {
+    for odd in [0, 2, 3] {
+        let private = Private::new();
+        let mut heap = private.heap();
+        let outer = heap.enter();
+        let line = 100;
+        heap.grow(0, line + odd, line + odd).unwrap();
+        heap.take_from(1, line - 4);
+        heap.take_from(0, 0);
+        let end = heap.small.high;
+        for _ in 0..end - 4 {
+            make(&mut heap, 1, 1).unwrap();
+        }
+        let inner = heap.enter();
+        make(&mut heap, 64, 64).unwrap();
+        assert_eq!(heap.map.first_free(0, end), end);
+        // Lane 1 finds no room behind its hole, and another thread then makes some before that.
+        heap.take_from(1, line);
+        assert!(heap.map.free_remote(line - 4, end));
+        heap.leave(inner);
+        let lines = [(); 2].map(|()| make(&mut heap, 64, 64).unwrap().addr());
+        for _ in 0..10 {
+            let addr = make(&mut heap, 1, 1).unwrap().addr();
+            assert!(
+                lines.iter().all(|&line| addr.wrapping_sub(line) >= 64),
+                "memory handed out twice"
+            );
+        }
+        heap.debug_check();
+        heap.leave(outer);
+    }
+}
+
 #[test]
 fn a_block_does_not_grow_past_what_was_used() {
     let private = Private::new();

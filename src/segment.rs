@@ -43,7 +43,7 @@ static MADE: [AtomicU64; WORDS] = [const { AtomicU64::new(0) }; WORDS];
 /// What a small area's owner leaves to the next.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SmallState {
-    /// Granules ever used; beyond them all bits are clear.
+    /// Granules ever used, whole lines; beyond them all bits are clear.
     pub high: usize,
     /// Granules committed, with their bits in both maps.
     pub committed: usize,

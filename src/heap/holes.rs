@@ -331,7 +331,8 @@ impl Heap {
         live.wrapping_mul(dense.1) < high.wrapping_mul(dense.0)
     }
 
-    /// Moves `high` to `wish`, or to `least` where the system refuses more; returns it.
+    /// Moves `high` to `wish`, or to `least` where the system refuses more; returns it. It ends at a line: a lane's mark,
+    /// which is rounded up to one, is never behind it, or what a scope takes back could be.
     pub(super) fn grow(&mut self, from: usize, wish: usize, least: usize) -> Result<usize, Refused> {
         let Some(segment) = self.segment else {
             return Err(Refused::NoRoom);
@@ -340,7 +341,7 @@ impl Heap {
         if least > limit || from > limit {
             return Err(Refused::NoRoom);
         }
-        let wish = wish.min(limit);
+        let [wish, least] = [wish.min(limit), least].map(|end| align_up(end, grain(1)));
         let end = if wish <= self.small.committed || self.commit(wish) {
             wish
         } else if least <= self.small.committed || self.commit(least) {
