@@ -728,7 +728,7 @@ impl Heap {
         if new_end > self.small.high || self.map.first_live(old_end, new_end) != new_end {
             return false;
         }
-        self.map.set(old_end, new_end);
+        self.set_free(old_end, new_end);
         true
     }
 

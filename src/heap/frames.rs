@@ -319,7 +319,7 @@ impl Heap {
                 // Escapees in one piece at the beginning: the hole begins behind them.
                 let free = align_up(self.map.first_free(from, to), grain(index));
                 if self.map.first_live(free, to) == to {
-                    self.map.set(free, to);
+                    self.set_free(free, to);
                     self.lanes[index % LANES].pos = self.addr(free);
                     return;
                 }

@@ -102,7 +102,7 @@ impl Heap {
         let end = start.wrapping_add(align_down(count, grain(index)));
         let unused = limit.wrapping_sub(pos) / GRANULE;
         let _whole = self.map.clear(mark.wrapping_sub(unused), mark);
-        self.map.set(start, end);
+        self.set_free(start, end);
         let at = self.addr(start);
         let found = end.wrapping_sub(start);
         let lane = &mut self.lanes[index];
@@ -122,10 +122,29 @@ impl Heap {
         Some(self.small_ptr(at))
     }
 
+    /// Sets the bits of free granules that were used before (H2). The only place that sets any.
+    #[inline(always)]
+    pub(super) fn set_free(&self, start: usize, end: usize) {
+        #[cfg(test)]
+        self.check_free(start, end);
+        self.map.set(start, end);
+    }
+
+    /// Panics unless all granules of `[start, end)` are free and were used before. For tests.
+    #[cfg(test)]
+    fn check_free(&self, start: usize, end: usize) {
+        assert!(end <= self.small.high, "H2: granules taken that were never used");
+        let are_free = (start..end).all(|granule| {
+            // Freed remotely and not folded counts as live.
+            !self.map.is_set(granule / WORD_GRANULES, 1 << (granule % WORD_GRANULES))
+        });
+        assert!(are_free, "H2: granules taken that are not free");
+    }
+
     /// Makes the free granules `[start, end)`, inwards to the lane's grain, its hole (H2). It has none now.
     pub(super) fn take(&mut self, index: usize, start: usize, end: usize) {
         let (start, end) = (align_up(start, grain(index)), align_down(end, grain(index)));
-        self.map.set(start, end);
+        self.set_free(start, end);
         let (pos, limit) = (self.addr(start), self.addr(end));
         self.lanes[index % LANES].put(pos, limit);
         if let Some(first @ None) = self.first.get_mut(index) {
@@ -206,7 +225,7 @@ impl Heap {
         if end <= from {
             return false;
         }
-        self.map.set(from, end);
+        self.set_free(from, end);
         let limit = self.addr(end);
         self.lanes[index % LANES].set_limit(limit);
         self.used(index, from, end);
@@ -421,7 +440,7 @@ impl Heap {
         };
         let at = align_up(start, step);
         let end = at.wrapping_add(count);
-        self.map.set(at, end);
+        self.set_free(at, end);
         self.used(LONG, at, end);
         self.search_long = end;
         Ok(self.small_ptr(self.addr(at)))
