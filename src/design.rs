@@ -234,6 +234,8 @@
 //! - Lines from 128 or 256 bytes on instead of 64: 1.61 and 1.51 times what lives for blocks of 16 to 128 bytes instead of
 //!   1.78 (at three quarters), the same time. But then a vector of 16 floats no longer begins at a cache line, which is promised.
 //! - The next hole's memory fetched ahead, by a write to it or an instruction: slower by 10 ns in the rows `replace-*`.
+//! - A line fetched ahead at each bump, 512 to 2,048 bytes from the position, to read or to write: batches of 100,000 took 0
+//!   to 15 % less, graphs of `Rc` 3 % more, all within the spread.
 //! - Clearing the bits of a freed block without a branch where it reaches into a second word: slower in batches, the same
 //!   where blocks are replaced.
 //! - Best fit, worst fit, long-lived buffers from the other end, and whole free spans before parts of one, for the step of
