@@ -117,17 +117,17 @@ impl Heap {
             self.note_miss();
         }
         self.since_look[index] = self.since_look[index].wrapping_add(found as u64);
-        let (first, last) = (start / CHUNK_GRANULES, end.wrapping_sub(1) / CHUNK_GRANULES);
-        self.dirtied = self.dirtied.wrapping_add(self.marks.touch(first, last));
         Some(self.small_ptr(at))
     }
 
-    /// Sets the bits of free granules that were used before (H2). The only place that sets any.
+    /// Sets the bits of free granules that were used before (H2), and marks their chunks used. The only place that does.
     #[inline(always)]
-    pub(super) fn set_free(&self, start: usize, end: usize) {
+    pub(super) fn set_free(&mut self, start: usize, end: usize) {
         #[cfg(test)]
         self.check_free(start, end);
         self.map.set(start, end);
+        let (first, last) = (start / CHUNK_GRANULES, end.wrapping_sub(1) / CHUNK_GRANULES);
+        self.dirtied = self.dirtied.wrapping_add(self.marks.touch(first, last));
     }
 
     /// Panics unless all granules of `[start, end)` are free and were used before. For tests.
@@ -192,8 +192,6 @@ impl Heap {
         self.pay(index, count);
         let lane = &mut self.lanes[index.min(LANES - 1)];
         lane.debt = lane.debt.wrapping_sub(price(count.wrapping_mul(GRANULE)));
-        let (first, last) = (start / CHUNK_GRANULES, end.wrapping_sub(1) / CHUNK_GRANULES);
-        self.dirtied = self.dirtied.wrapping_add(self.marks.touch(first, last));
     }
 
     /// Ends the lane's hole: `[pos, limit)` is free (H2). Its limit stays as the mark.
