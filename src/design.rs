@@ -201,6 +201,9 @@
 //!   it lives. Once an interval, or as often as it takes within one scope: steps that use one area and then the other keep
 //!   both, and fault no more than before. A large block has it looked at after it was made or grew: before, a program with one
 //!   such block a step had nothing live then, and its second step faulted all of it in again.
+//! - **What lived long goes back too when it is freed.** A chunk that aged beside live blocks counted as clean, and its
+//!   blocks' pages stayed for good: 200 MiB of small blocks dropped after some seconds of steps were 210 MiB ever after, are 5
+//!   within ten seconds. Now each chunk has a note which of its pages stayed, and those are looked at in one interval of eight.
 //! - **The maxima over free spans are looked for anew only where the largest has gone.** Where one length comes and one goes
 //!   the longer is written first. A span made and freed among a hundred others was 1,561 instructions, is 964.
 //! - **The first scope of a thread goes back too.** It opens before there is a segment; its frame names no position, and

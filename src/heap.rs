@@ -34,7 +34,7 @@ use crate::layout::{
     UNIT, WORD_GRANULES,
 };
 use crate::live_map::{by_address, clear_short, LiveMap};
-use crate::marks::Marks;
+use crate::marks::{Marks, Stayed};
 use crate::segment::{Segment, SmallState};
 use crate::spans::{Refused, Spans};
 use crate::sync::{AtomicU64, AtomicUsize, Ordering};
@@ -161,6 +161,7 @@ pub struct Heap {
     magazines: Magazines,
     map: LiveMap,
     marks: Marks,
+    stayed: Stayed,
     small: SmallState,
     /// Where each lane's first hole began, once it had one: where a scope goes back to that was opened before there was
     /// a segment.
@@ -176,6 +177,8 @@ pub struct Heap {
     ticks: u32,
     tick_millis: u64,
     tick_entered: u64,
+    /// Intervals that have ended.
+    intervals: usize,
     /// Chunks used in the small area that were clean, since the last look at what is held, and at how many of both areas the
     /// next is due.
     dirtied: usize,
@@ -241,6 +244,7 @@ impl Heap {
             magazines: Magazines::EMPTY,
             map: LiveMap::NONE,
             marks: Marks::NONE,
+            stayed: Stayed::NONE,
             small: SmallState { high: 0, committed: 0 },
             first: [None; LANES],
             search_long: 0,
@@ -252,6 +256,7 @@ impl Heap {
             ticks: 0,
             tick_millis: 0,
             tick_entered: 0,
+            intervals: 0,
             dirtied: 0,
             look_at: LOOK_CHUNKS,
             gave_up_in: 0,
@@ -280,6 +285,7 @@ impl Heap {
             self.small = small;
             self.map = LiveMap::new(base.add(l.live).cast(), base.add(l.remote).cast());
             self.marks = Marks::new(base.add(l.marks).cast(), l.mark_words);
+            self.stayed = Stayed::new(base.add(l.stayed).cast());
             let (tables, longest) = (base.add(l.tables), base.add(l.region_longest).cast());
             self.spans = Spans::new(
                 tables,
@@ -831,7 +837,7 @@ impl Heap {
         }
         for word in 0..self.small.high.div_ceil(WORD_GRANULES) {
             let chunk = word.wrapping_mul(WORD_GRANULES) / crate::layout::CHUNK_GRANULES;
-            let used = self.map.peek(word) == 0 || self.marks.is_dirty(chunk);
+            let used = self.map.peek(word) == 0 || self.marks.is_dirty(chunk) || self.stayed.get(chunk) != 0;
             assert!(used, "a chunk with a live granule is taken for clean");
         }
         assert!(self.depth <= FRAMES);

@@ -114,12 +114,14 @@ pub const fn scope_align(size: usize, align: usize) -> usize {
 pub struct SegmentLayout {
     /// The whole segment, a power of two.
     pub bytes: usize,
-    /// The header, marks and region table, committed when the segment is claimed first.
+    /// The header, marks, stayed pages and region table, committed when the segment is claimed first.
     pub head_bytes: usize,
     /// Three bitmaps of the small area's chunks, each of `mark_words` words.
     pub marks: usize,
     /// Words of one bitmap of marks.
     pub mark_words: usize,
+    /// For each chunk of the small area which of its pages stayed, an array of `u16`.
+    pub stayed: usize,
     /// The longest free span of each region, an array of `u32`.
     pub region_longest: usize,
     /// The live map.
@@ -150,7 +152,8 @@ impl SegmentLayout {
         let mark_words = max(small_bytes / CHUNK / 64, 1);
         let regions_most = bytes / (REGION_UNITS * UNIT) + 1;
         let marks = HEADER_BYTES;
-        let region_longest = marks + mark_words * 8 * 3;
+        let stayed = marks + mark_words * 8 * 3;
+        let region_longest = stayed + mark_words * 64 * 2;
         let head_bytes = align_up(region_longest + regions_most * 4, PART);
         let map_bytes = align_up(small_bytes / GRANULE / 8, PART);
         let live = head_bytes;
@@ -165,6 +168,7 @@ impl SegmentLayout {
             head_bytes,
             marks,
             mark_words,
+            stayed,
             region_longest,
             live,
             remote,
@@ -258,7 +262,8 @@ mod tests {
             assert_eq!(l.mark_words, (l.small_bytes / CHUNK).div_ceil(64));
             let most = bytes / (4 << 20) + 1;
             assert_eq!(l.marks, HEADER_BYTES);
-            assert_eq!(l.region_longest, HEADER_BYTES + 24 * l.mark_words);
+            assert_eq!(l.stayed, HEADER_BYTES + 24 * l.mark_words);
+            assert_eq!(l.region_longest, l.stayed + 128 * l.mark_words);
             assert_eq!(l.head_bytes, part(l.region_longest + 4 * most));
             assert_eq!((l.live, l.remote), (l.head_bytes, l.head_bytes + part(map_bytes)));
             assert_eq!(l.tables, l.remote + part(map_bytes));
@@ -267,8 +272,9 @@ mod tests {
             assert_eq!(l.spans, (l.small + l.small_bytes).next_multiple_of(area));
             assert_eq!(l.span_units, (bytes - l.spans) / CHUNK * CHUNK_UNITS);
             assert_eq!(l.regions, l.span_units.div_ceil(REGION_UNITS));
-            assert!(l.marks >= HEADER_BYTES && l.marks + l.mark_words * 24 <= l.region_longest);
+            assert!(l.marks >= HEADER_BYTES && l.marks + l.mark_words * 24 <= l.stayed);
             assert!(l.mark_words * 64 * CHUNK >= l.small_bytes);
+            assert!(l.stayed + l.small_bytes / CHUNK * 2 <= l.region_longest);
             assert!(l.region_longest + l.regions * 4 <= l.head_bytes);
             assert!(l.head_bytes <= l.live && l.live + map_bytes <= l.remote);
             assert!(l.remote + map_bytes <= l.tables && l.tables + l.regions * REGION_BYTES <= l.small);

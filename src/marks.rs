@@ -1,4 +1,5 @@
-//! Which chunks of an area have been used of late, and which may have pages in memory: three bitmaps, a bit a chunk.
+//! Which chunks of an area have been used of late, and which may have pages in memory: three bitmaps, a bit a chunk. And
+//! of chunks that have aged beside live blocks, which pages those kept.
 //!
 //! An interval ends when the heap says so (`age`). A chunk that was touched neither in the interval that ends nor in
 //! the one before is *aged*: no step has used it for some time. Owner only; plain memory.
@@ -100,6 +101,43 @@ impl Marks {
     pub fn age(&mut self, chunks: usize) {
         for index in 0..chunks.div_ceil(64) {
             *self.word(OLD, index) = core::mem::take(self.word(TOUCHED, index));
+        }
+    }
+}
+
+/// For each chunk of the small area which pages had a live block when its others were given back for their age: a bit each,
+/// 0 where none had. Who looks at these alone finds what was freed since, and asks the system once for each page.
+#[derive(Clone, Copy)]
+pub struct Stayed {
+    pages: *mut u16,
+}
+
+impl Stayed {
+    /// Of no chunk.
+    pub const NONE: Stayed = Stayed {
+        pages: core::ptr::null_mut(),
+    };
+
+    /// One number a chunk from `pages` on.
+    ///
+    /// # Safety
+    /// There is one for every chunk that is asked for: committed, valid, and this heap's alone while the value is in use.
+    pub const unsafe fn new(pages: *mut u16) -> Stayed {
+        Stayed { pages }
+    }
+
+    /// The pages of the chunk that stayed.
+    pub fn get(self, chunk: usize) -> u16 {
+        // SAFETY: the promise made to `new`.
+        unsafe { self.pages.add(chunk).read() }
+    }
+
+    /// Notes which stayed.
+    pub fn put(self, chunk: usize, pages: u16) {
+        // A page of zeros that nobody wrote to needs no memory.
+        if self.get(chunk) != pages {
+            // SAFETY: the promise made to `new`.
+            unsafe { self.pages.add(chunk).write(pages) }
         }
     }
 }

@@ -580,6 +580,39 @@ fn memory_that_no_step_uses_is_given_back_once_in_scopes_and_outside() {
 }
 
 #[test]
+fn what_lived_long_beside_others_is_given_back_once_when_it_is_freed() {
+    in_child("outliving", || {
+        NOTHING.begin();
+        in_thread(|| {
+            let intervals = |count| {
+                for _ in 0..count {
+                    faults::later(31_000);
+                    (0..40).for_each(|_| drop(arena_scope(|| (Block::new(3_000, 8), Block::new(200 * KIB, 8)))));
+                }
+            };
+            let mut blocks = arena_scope(|| (0..8_000).map(|_| Block::new(3_000, 8)).collect::<Vec<_>>());
+            // All of it ages while it lives. Then nine of ten are freed, then the last.
+            for keep in [10, usize::MAX] {
+                intervals(5);
+                let (mut at, before) = (0, seen("madvise"));
+                blocks.retain(|_| {
+                    at += 1;
+                    at % keep == 0
+                });
+                intervals(30);
+                let given = seen("madvise") - before;
+                assert!((1..2_500).contains(&given), "{given} calls for 24 MB");
+                intervals(30);
+                let more = seen("madvise") - before - given;
+                assert!(more <= 2, "{more} times more");
+                let left = trim();
+                assert!(left < MIB / 2, "{left} bytes had not come back with one of {keep} kept");
+            }
+        });
+    });
+}
+
+#[test]
 fn freeing_what_dead_threads_left_costs_few_calls() {
     in_child("orphans", || {
         NOTHING.begin();

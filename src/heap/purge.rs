@@ -19,6 +19,9 @@ pub(super) const LOOK_CHUNKS: usize = (4 << 20) / CHUNK;
 /// Free pages are given back then if no more than this share of what is held lives. At two thirds the first step of large
 /// buffers lost a few pages that the second had to fault in.
 const HELD: (usize, usize) = (1, 2);
+/// A chunk that has aged beside live blocks is looked at again in one interval of this many: what was freed of it since
+/// goes back. A look reads 512 bytes of bits.
+const AGAIN: usize = 8;
 
 impl Heap {
     /// Whether the next slow path is to look at what is held, or at the clock.
@@ -59,6 +62,7 @@ impl Heap {
             return;
         }
         self.gave_up_in = 0;
+        self.intervals = self.intervals.wrapping_add(1);
         self.discard(true, false);
         self.marks.age(self.small.high.div_ceil(CHUNK_GRANULES));
         self.spans.age();
@@ -94,37 +98,51 @@ impl Heap {
     fn discard_small(&mut self, only_aged: bool, count_resident: bool) -> usize {
         let page = sys::page_size() / GRANULE;
         let high = self.small.high;
-        let (mut given, mut run, mut at, mut whole) = (0usize, 0usize, 0usize, true);
-        // `[run, at)` are free pages not yet given back; `whole` says that the chunk has had no others.
+        let (mut given, mut run, mut at, mut stayed) = (0usize, 0usize, 0usize, 0u16);
+        // `[run, at)` are free pages not yet given back; `stayed` are the chunk's others.
         while at < high {
             let next = at.wrapping_add(page).min(high);
             let chunk = at / CHUNK_GRANULES;
-            let asked = !only_aged || self.marks.is_aged(chunk);
-            let free = asked && next.wrapping_sub(at) == page && self.map.first_live(at, next) == next;
+            let asked = if only_aged { self.aged_pages(chunk) } else { u16::MAX };
+            let bit = asked & 1 << (at % CHUNK_GRANULES / page);
+            let free = bit != 0 && next.wrapping_sub(at) == page && self.map.first_live(at, next) == next;
             if !free {
                 given = given.wrapping_add(self.discard_run(run, at, count_resident));
                 run = next;
-                whole = false;
+                stayed |= bit;
             }
-            if !asked {
+            if asked == 0 {
                 // Nothing of this chunk is wanted: on to the next.
                 let chunk_end = chunk.wrapping_add(1).wrapping_mul(CHUNK_GRANULES);
                 at = chunk_end.max(next);
-                (run, whole) = (at, true);
+                run = at;
             } else {
                 at = next;
                 if at % CHUNK_GRANULES == 0 || at >= high {
                     // What has aged beside blocks that stay is not looked at in each interval.
-                    if whole || only_aged {
+                    if stayed == 0 || only_aged {
                         self.marks.clean(chunk);
                     } else {
                         self.marks.quiet(chunk);
                     }
-                    whole = true;
+                    self.stayed.put(chunk, stayed);
+                    stayed = 0;
                 }
             }
         }
         given.wrapping_add(self.discard_run(run, high.max(run), count_resident))
+    }
+
+    /// The pages of a chunk that are to go back for their age if they are free, a bit each: all of a chunk that has aged; what
+    /// stayed of one that has aged before, when it is its turn.
+    fn aged_pages(&mut self, chunk: usize) -> u16 {
+        if self.marks.is_aged(chunk) {
+            u16::MAX
+        } else if chunk % AGAIN == self.intervals % AGAIN && !self.marks.is_dirty(chunk) {
+            self.stayed.get(chunk)
+        } else {
+            0
+        }
     }
 
     fn discard_run(&mut self, from: usize, to: usize, count_resident: bool) -> usize {
