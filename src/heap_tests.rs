@@ -160,8 +160,10 @@ impl<'a> Oracle<'a> {
             let l = &self.private.segment.layout;
             let offset = addr - self.private.segment.base.addr();
             if offset < l.spans {
-                let start = (offset - l.small) / GRANULE;
-                assert!(self.heap.map.free_remote(start, start + granules(size)));
+                let (start, base) = ((offset - l.small) / GRANULE, self.private.segment.base);
+                // SAFETY: the segment's maps, which have an owner or none.
+                let map = unsafe { LiveMap::new(base.add(l.live).cast(), base.add(l.remote).cast()) };
+                assert!(map.free_remote(start, start + granules(size)));
             } else {
                 // SAFETY: a span of this segment is live there.
                 let done = unsafe {
@@ -199,29 +201,27 @@ impl<'a> Oracle<'a> {
     /// Gives pages back; no whole page without a byte of a live block is in memory afterwards.
     fn trim(&mut self) {
         self.heap.trim();
-        let page = sys::page_size();
-        let small = self.heap.small_base.addr();
-        let large = self.heap.span_base.addr();
-        let areas = [
-            (small, small + self.heap.small.high * GRANULE),
-            (large, large + self.heap.spans.state.top * UNIT),
-        ];
-        for (from, to) in areas {
-            let mut at = from;
-            let occupied = |(&addr, &(size, _)): (&usize, &(usize, u8))| match from == small {
-                true => (addr, addr + granules(size) * GRANULE),
-                false => (addr, addr + units(size) * UNIT),
-            };
-            let blocks = self.live.range(from..to).map(occupied).chain([(to, to)]);
-            for (start, end) in blocks {
-                let (first, last) = (align_up(at, page), align_down(start, page));
-                if first < last {
-                    // SAFETY: committed memory of the segment.
-                    let resident = unsafe { sys::resident(self.ptr(first), last - first) };
-                    assert_eq!(resident, 0, "pages of free memory from {first:#x} to {last:#x} stay");
-                }
-                at = end;
+        let (small, large) = (self.heap.small_base.addr(), self.heap.span_base.addr());
+        let occupied = |(&addr, &(size, _)): (&usize, &(usize, u8))| (addr, addr + granules(size) * GRANULE);
+        let blocks = self.live.range(small..large).map(occupied).collect();
+        self.check_pages(small, small + self.heap.small.high * GRANULE, blocks);
+        let occupied = |(&addr, &(size, _)): (&usize, &(usize, u8))| (addr, addr + units(size) * UNIT);
+        let blocks = self.live.range(large..).map(occupied).collect();
+        self.check_pages(large, large + self.heap.spans.state.top * UNIT, blocks);
+    }
+
+    /// No whole page of `[from, to)` is in memory but those of `occupied`.
+    fn check_pages(&self, from: usize, to: usize, mut occupied: Vec<(usize, usize)>) {
+        let (page, mut at) = (sys::page_size(), from);
+        occupied.sort_unstable();
+        for (start, end) in occupied.into_iter().chain([(to, to)]) {
+            let (first, last) = (align_up(at, page), align_down(start, page));
+            if first < last {
+                // SAFETY: committed memory of the segment.
+                let resident = unsafe { sys::resident(self.ptr(first), last - first) };
+                assert_eq!(resident, 0, "pages of free memory from {first:#x} to {last:#x} stay");
             }
+            at = at.max(end);
         }
     }
 
@@ -317,7 +317,49 @@ impl<'a> Oracle<'a> {
             11 | 12 => (0..1 + a % 3).for_each(|_| self.step(1, b, b / 7)),
             13 => self.heap.start_recycling(),
             14 => self.trim(),
-            _ => self.step(b as u8, a, b),
+            _ => match a % 8 {
+                0 => self.hand_over(b),
+                1..=3 => self.end_intervals(1 + b % 20),
+                _ => self.step(b as u8, a, b),
+            },
+        }
+    }
+
+    /// Intervals in which nothing happens; after a dozen no whole page of the small area is in memory but for live blocks,
+    /// holes and what is kept.
+    fn end_intervals(&mut self, count: usize) {
+        for _ in 0..count {
+            self.heap.show();
+            self.heap.end_interval();
+            self.heap.hide();
+        }
+        if count < 12 || self.heap.is_recycling() {
+            return;
+        }
+        let small = self.heap.small_base.addr();
+        let occupied = |(&addr, &(size, _)): (&usize, &(usize, u8))| (addr, addr + granules(size) * GRANULE);
+        let blocks = self.live.range(small..self.heap.span_base.addr()).map(occupied);
+        let occupied = blocks.chain(self.heap.real_holes()).collect();
+        self.check_pages(small, small + self.heap.small.high * GRANULE, occupied);
+    }
+
+    /// The thread ends, others free some of what it left, and the next thread carries on.
+    fn hand_over(&mut self, which: usize) {
+        assert_eq!(self.heap.detach(), Some(0));
+        self.guards.clear();
+        let left = self.order.len();
+        for at in 0..which % 30 {
+            self.free_left(which.wrapping_mul(at + 1), left);
+        }
+        self.heap = self.private.heap();
+        self.guards.push(self.heap.enter());
+    }
+
+    /// Frees a block of a thread that is gone.
+    fn free_left(&mut self, which: usize, left: usize) {
+        if let Some(at) = which.checked_rem(left).filter(|&at| at < self.order.len()) {
+            let addr = self.order.swap_remove(at);
+            self.free_block(addr, true);
         }
     }
 

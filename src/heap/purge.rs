@@ -58,9 +58,13 @@ impl Heap {
         }
         let first = self.tick_millis == 0;
         (self.tick_millis, self.tick_entered) = (now, self.serial);
-        if first {
-            return;
+        if !first {
+            self.end_interval();
         }
+    }
+
+    /// Gives back what was used neither in the interval that ends nor in the one before.
+    pub(super) fn end_interval(&mut self) {
         self.gave_up_in = 0;
         self.intervals = self.intervals.wrapping_add(1);
         self.discard(true, false);
