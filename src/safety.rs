@@ -15,12 +15,12 @@
 //!
 //! *Test* is a file of `tests/` or a test module of the crate; *model* the naive oracle that it is held against, or the
 //! loom model of the threads (`tests/loom/models.rs`); *break* an entry of `tests/mutations/list.toml`: a line of the allocator that is broken on
-//! purpose in a copy, so that the lane goes red. There are some 320 of them; here is one or two for each invariant.
+//! purpose in a copy, so that the lane goes red. There are some 330 of them; here is one or two for each invariant.
 //!
 //! | | in short | test | model | break |
 //! |---|---|---|---|---|
 //! | H1 | a bit is set exactly in live blocks, holes and kept blocks | `src/heap_tests.rs`, `tests/chaos.rs` | a map of live blocks by address; a shadow map that aborts | `take-without-setting-bits`, `leave-the-gap-before-an-aligned-block-set`, `a-kept-block-is-handed-out-twice` |
-//! | H2 | the owner takes only what is clear after folding | `src/heap_tests.rs`, `src/live_map_tests.rs` | two rows of flags; each of two searches for the other; loom's `what_a_remote_free_did_comes_before_the_next_use` | `fold-without-clearing-remote-bits`, `near-hole-without-a-look-at-the-next-word` |
+//! | H2 | the owner takes only what is clear after folding | `src/heap_tests.rs`, `src/live_map_tests.rs` | two rows of flags; each of two searches for the other; loom's `what_a_remote_free_did_comes_before_the_next_use` | `fold-without-clearing-remote-bits`, `near-hole-without-a-look-at-the-next-word`, `the-area-ends-inside-a-line` |
 //! | H3 | a remote free touches the remote map alone, once | `src/live_map_tests.rs`, `src/gathered.rs`, `tests/escapees.rs`, `tests/realloc.rs` | two rows of flags; loom's `neighbours_in_one_word_freed_by_two_threads_are_both_folded_once` | `free-remotely-in-the-live-map`, `remote-free-by-load-and-store`, `what-is-gathered-is-lost-at-the-next-word` |
 //! | H4 | freeing clears the block's bits, no others | `src/heap_tests.rs`, `tests/misuse.rs` | a map of live blocks; every granule counted while it runs and at the end | `forget-a-blocks-last-granule`, `clear-one-word-where-a-block-reaches-into-two` |
 //! | H5 | spans tile their area | `src/spans_tests.rs`, `tests/traces.rs` | first fit by a walk over a map; loom's `a_span_freed_by_its_owner_and_by_another_thread_is_free_once` | `merge-across-a-live-head`, `fold-a-span-twice` |
@@ -93,6 +93,14 @@
 //!   that in `src/sys/tests.rs`, on each system where the tests have run; on a real Windows, macOS, FreeBSD and Android none has.
 //! - Memory that is never given back to the system is not looked for beyond an hour's soak.
 //! - The bounds on memory (what escapees pin, how far an area grows) are measured, not proved. Safety does not rest on them.
+//!
+//! # What was found
+//!
+//! - **Soundness, mended on 2026-11-29.** The end of what a small area had ever used could lie inside a line, the mark of the
+//!   lane of lines behind it. A scope that took memory back up to that mark took up to 48 bytes that were never used, and the
+//!   area's next growth handed them out again. It needed an area at its end, a scope left there, and a block freed just before
+//!   it; one random program in some hundred thousand met it. Now the end is a line's, each taking of memory is checked in
+//!   tests, and the programs of phases of `src/heap_tests.rs`, written after it, meet it within some hundred.
 //!
 //! # How to report a defect
 //!
