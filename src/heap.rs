@@ -283,7 +283,7 @@ impl Heap {
             let header = segment.header();
             let (small, spans) = header.kept.read();
             self.small = small;
-            self.map = LiveMap::new(base.add(l.live).cast(), base.add(l.remote).cast());
+            self.map = segment.live_map();
             self.marks = Marks::new(base.add(l.marks).cast(), l.mark_words);
             self.stayed = Stayed::new(base.add(l.stayed).cast());
             let (tables, longest) = (base.add(l.tables), base.add(l.region_longest).cast());

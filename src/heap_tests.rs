@@ -160,9 +160,9 @@ impl<'a> Oracle<'a> {
             let l = &self.private.segment.layout;
             let offset = addr - self.private.segment.base.addr();
             if offset < l.spans {
-                let (start, base) = ((offset - l.small) / GRANULE, self.private.segment.base);
-                // SAFETY: the segment's maps, which have an owner or none.
-                let map = unsafe { LiveMap::new(base.add(l.live).cast(), base.add(l.remote).cast()) };
+                let start = (offset - l.small) / GRANULE;
+                // SAFETY: a block is live there, so its bits are committed, whether the segment has an owner or not.
+                let map = unsafe { self.private.segment.live_map() };
                 assert!(map.free_remote(start, start + granules(size)));
             } else {
                 // SAFETY: a span of this segment is live there.
@@ -202,12 +202,17 @@ impl<'a> Oracle<'a> {
     fn trim(&mut self) {
         self.heap.trim();
         let (small, large) = (self.heap.small_base.addr(), self.heap.span_base.addr());
-        let occupied = |(&addr, &(size, _)): (&usize, &(usize, u8))| (addr, addr + granules(size) * GRANULE);
-        let blocks = self.live.range(small..large).map(occupied).collect();
-        self.check_pages(small, small + self.heap.small.high * GRANULE, blocks);
+        self.check_pages(small, small + self.heap.small.high * GRANULE, self.small_blocks());
         let occupied = |(&addr, &(size, _)): (&usize, &(usize, u8))| (addr, addr + units(size) * UNIT);
         let blocks = self.live.range(large..).map(occupied).collect();
         self.check_pages(large, large + self.heap.spans.state.top * UNIT, blocks);
+    }
+
+    /// From where to where the live blocks of the small area reach.
+    fn small_blocks(&self) -> Vec<(usize, usize)> {
+        let blocks = self.live.range(..self.heap.span_base.addr());
+        let occupied = |(&addr, &(size, _)): (&usize, &(usize, u8))| (addr, addr + granules(size) * GRANULE);
+        blocks.map(occupied).collect()
     }
 
     /// No whole page of `[from, to)` is in memory but those of `occupied`.
@@ -337,9 +342,8 @@ impl<'a> Oracle<'a> {
             return;
         }
         let small = self.heap.small_base.addr();
-        let occupied = |(&addr, &(size, _)): (&usize, &(usize, u8))| (addr, addr + granules(size) * GRANULE);
-        let blocks = self.live.range(small..self.heap.span_base.addr()).map(occupied);
-        let occupied = blocks.chain(self.heap.real_holes()).collect();
+        let mut occupied = self.small_blocks();
+        occupied.extend(self.heap.real_holes());
         self.check_pages(small, small + self.heap.small.high * GRANULE, occupied);
     }
 
@@ -347,20 +351,9 @@ impl<'a> Oracle<'a> {
     fn hand_over(&mut self, which: usize) {
         assert_eq!(self.heap.detach(), Some(0));
         self.guards.clear();
-        let left = self.order.len();
-        for at in 0..which % 30 {
-            self.free_left(which.wrapping_mul(at + 1), left);
-        }
+        (0..which % 30).for_each(|at| self.free(which * (at + 1), true));
         self.heap = self.private.heap();
         self.guards.push(self.heap.enter());
-    }
-
-    /// Frees a block of a thread that is gone.
-    fn free_left(&mut self, which: usize, left: usize) {
-        if let Some(at) = which.checked_rem(left).filter(|&at| at < self.order.len()) {
-            let addr = self.order.swap_remove(at);
-            self.free_block(addr, true);
-        }
     }
 
     /// Makes blocks of a lane's grain until its hole is used up.
@@ -376,12 +369,13 @@ impl<'a> Oracle<'a> {
 
     /// Frees each `each`th of these blocks, the oldest first.
     fn free_range(&mut self, range: std::ops::Range<usize>, each: usize, how: usize) {
-        let chosen: BTreeMap<usize, usize> = range.step_by(each).map(|at| (at, self.order[at])).collect();
-        let mut at = 0;
-        self.order.retain(|_| {
-            at += 1;
-            !chosen.contains_key(&(at - 1))
-        });
+        // From the last on, so that the places of the others stay.
+        let mut chosen: Vec<_> = range
+            .step_by(each)
+            .rev()
+            .map(|at| (at, self.order.remove(at)))
+            .collect();
+        chosen.reverse();
         for (at, addr) in chosen {
             self.free_block(addr, [false, true, at % 2 == 0][how % 3]);
         }

@@ -11,6 +11,7 @@
 //! a thread that had stored them.
 
 use crate::layout::{divide, SegmentLayout, HEADER_BYTES, SEGMENTS_MAX, SEGMENT_MAX, SEGMENT_MIN};
+use crate::live_map::LiveMap;
 use crate::spans::SpanState;
 use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, Owned};
 use crate::sys;
@@ -104,6 +105,16 @@ impl Segment {
     pub unsafe fn header(&self) -> &'static Header {
         // SAFETY: by the caller's promise; heads are never decommitted, zero bytes are a valid header.
         unsafe { &*self.base.cast::<Header>() }
+    }
+
+    /// The live and the remote map of its small area.
+    ///
+    /// # Safety
+    /// Whoever uses it asks about granules only whose bits are committed, and heeds whose part is whose.
+    pub unsafe fn live_map(&self) -> LiveMap {
+        let (live, remote) = (self.layout.live, self.layout.remote);
+        // SAFETY: offsets inside the segment; the rest is the caller's promise.
+        unsafe { LiveMap::new(self.base.add(live).cast(), self.base.add(remote).cast()) }
     }
 }
 

@@ -3,7 +3,6 @@
 //! Each byte is in one class. `reserved = uncommitted + committed`, `committed = table + in_use + pinned + free`.
 
 use crate::layout::{GRANULE, REGION_BYTES, UNIT, WORD_GRANULES};
-use crate::live_map::LiveMap;
 use crate::scope::Fallbacks;
 use crate::segment::{self, Segment};
 use crate::sync::Ordering;
@@ -94,7 +93,7 @@ impl Classes {
         let tables = published.span_tables.load(Ordering::Relaxed);
         let large = published.span_used.load(Ordering::Relaxed).min(span_committed);
         // SAFETY: as above; the map is only read, below `high`.
-        let map = unsafe { LiveMap::new(segment.base.add(l.live).cast(), segment.base.add(l.remote).cast()) };
+        let map = unsafe { segment.live_map() };
         let page_words = sys::page_size() / GRANULE / WORD_GRANULES;
         let (mut live, mut pinned, mut word) = (0, 0, 0);
         while word < high.div_ceil(WORD_GRANULES) {

@@ -422,9 +422,8 @@ pub fn tell() {
 
 /// A segment's maps for a thread that does not own it.
 fn remote_map(segment: &segment::Segment) -> LiveMap {
-    let l = &segment.layout;
-    // SAFETY: offsets inside the segment; the callers ask about live blocks only, whose bits are committed.
-    unsafe { LiveMap::new(segment.base.add(l.live).cast(), segment.base.add(l.remote).cast()) }
+    // SAFETY: the callers ask about live blocks only, whose bits are committed.
+    unsafe { segment.live_map() }
 }
 
 /// Where in a segment a block may begin that begins at an address.

@@ -150,7 +150,7 @@ impl Heap {
         if let Some(first @ None) = self.first.get_mut(index) {
             *first = Some(pos);
         }
-        self.used(index, start, end);
+        self.used(index, end.wrapping_sub(start));
     }
 
     /// Makes the free granules `[start, end)` its hole for a block of `count`; no more than it needs while the thread
@@ -186,9 +186,8 @@ impl Heap {
         self.lanes[index % LANES].put(at, at);
     }
 
-    /// Accounts for granules that became a hole or a long block.
-    fn used(&mut self, index: usize, start: usize, end: usize) {
-        let count = end.wrapping_sub(start);
+    /// Accounts for `count` granules that became a hole or a long block.
+    fn used(&mut self, index: usize, count: usize) {
         self.pay(index, count);
         let lane = &mut self.lanes[index.min(LANES - 1)];
         lane.debt = lane.debt.wrapping_sub(price(count.wrapping_mul(GRANULE)));
@@ -226,7 +225,7 @@ impl Heap {
         self.set_free(from, end);
         let limit = self.addr(end);
         self.lanes[index % LANES].set_limit(limit);
-        self.used(index, from, end);
+        self.used(index, end.wrapping_sub(from));
         true
     }
 
@@ -439,7 +438,7 @@ impl Heap {
         let at = align_up(start, step);
         let end = at.wrapping_add(count);
         self.set_free(at, end);
-        self.used(LONG, at, end);
+        self.used(LONG, count);
         self.search_long = end;
         Ok(self.small_ptr(self.addr(at)))
     }
