@@ -29,6 +29,7 @@ pub use frames::{Kind, Ticket};
 use crate::align::{align_down, align_up, CACHE_LINE};
 use crate::guard::{self, CHECKED};
 use crate::hint::unlikely;
+use crate::huge_pages::{HugePages, Pass};
 use crate::layout::{
     granules, scope_align, units, SegmentLayout, GRANULE, GUARD, LINE_FROM, SHORT_MAX, SMALL_ALIGN_MAX, SMALL_MAX,
     UNIT, WORD_GRANULES,
@@ -162,6 +163,9 @@ pub struct Heap {
     map: LiveMap,
     marks: Marks,
     stayed: Stayed,
+    huge: HugePages,
+    /// Of the small area; work is slow calls.
+    pass: Pass,
     small: SmallState,
     /// Where each lane's first hole began, once it had one: where a scope goes back to that was opened before there was
     /// a segment.
@@ -245,6 +249,8 @@ impl Heap {
             map: LiveMap::NONE,
             marks: Marks::NONE,
             stayed: Stayed::NONE,
+            huge: HugePages::NONE,
+            pass: Pass::NEW,
             small: SmallState { high: 0, committed: 0 },
             first: [None; LANES],
             search_long: 0,
@@ -286,6 +292,7 @@ impl Heap {
             self.map = segment.live_map();
             self.marks = Marks::new(base.add(l.marks).cast(), l.mark_words);
             self.stayed = Stayed::new(base.add(l.stayed).cast());
+            self.huge = HugePages::new(base.add(l.backing), base);
             let (tables, longest) = (base.add(l.tables), base.add(l.region_longest).cast());
             self.spans = Spans::new(
                 tables,
@@ -294,6 +301,7 @@ impl Heap {
                 base.add(l.spans),
                 l.span_units,
                 spans,
+                self.huge,
             );
             self.small_base = base.add(l.small);
             self.span_base = base.add(l.spans);
@@ -301,6 +309,7 @@ impl Heap {
         self.first = [None; LANES];
         self.search_long = 0;
         self.since_look = [0; LANES + 1];
+        self.pass = Pass::NEW;
         self.segment = Some(segment);
         self.live = by_address(&self.map, self.small_base.addr());
         self.show();
@@ -587,6 +596,7 @@ impl Heap {
         self.tick();
         let made = self.spans.alloc(units(size), (align / UNIT).max(1))?;
         self.look_if_due();
+        self.spans.join_if_due();
         self.publish_spans();
         let offset = made.unit.wrapping_mul(UNIT);
         // SAFETY: the unit is inside the span area.

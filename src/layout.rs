@@ -52,8 +52,10 @@ pub const HOLE_MAX: usize = 64 * WORD_GRANULES;
 pub const PART: usize = 64 * 1024;
 /// Room for the header at the start of a segment, bytes.
 pub const HEADER_BYTES: usize = 4096;
+/// Bytes of a huge page where pages have 4 KiB: what one page of the page table maps.
+pub const HUGE_PAGE: usize = 2 * 1024 * 1024;
 /// The areas start at multiples of this, so that huge pages can fill them.
-const AREA_ALIGN: usize = 2 * 1024 * 1024;
+const AREA_ALIGN: usize = HUGE_PAGE;
 /// The smallest segment, bytes.
 pub const SEGMENT_MIN: usize = 8 * 1024 * 1024;
 /// The largest segment, bytes: 64 GiB, or what an address of 32 bits can say (no system of those has segments).
@@ -124,6 +126,8 @@ pub struct SegmentLayout {
     pub stayed: usize,
     /// The longest free span of each region, an array of `u32`.
     pub region_longest: usize,
+    /// What backs each 2 MiB of the segment, a byte each.
+    pub backing: usize,
     /// The live map.
     pub live: usize,
     /// The remote map.
@@ -154,7 +158,8 @@ impl SegmentLayout {
         let marks = HEADER_BYTES;
         let stayed = marks + mark_words * 8 * 3;
         let region_longest = stayed + mark_words * 64 * 2;
-        let head_bytes = align_up(region_longest + regions_most * 4, PART);
+        let backing = region_longest + regions_most * 4;
+        let head_bytes = align_up(backing + bytes / HUGE_PAGE, PART);
         let map_bytes = align_up(small_bytes / GRANULE / 8, PART);
         let live = head_bytes;
         let remote = live + map_bytes;
@@ -170,6 +175,7 @@ impl SegmentLayout {
             mark_words,
             stayed,
             region_longest,
+            backing,
             live,
             remote,
             tables,
@@ -264,7 +270,8 @@ mod tests {
             assert_eq!(l.marks, HEADER_BYTES);
             assert_eq!(l.stayed, HEADER_BYTES + 24 * l.mark_words);
             assert_eq!(l.region_longest, l.stayed + 128 * l.mark_words);
-            assert_eq!(l.head_bytes, part(l.region_longest + 4 * most));
+            assert_eq!(l.backing, l.region_longest + 4 * most);
+            assert_eq!(l.head_bytes, part(l.backing + bytes / (2 << 20)));
             assert_eq!((l.live, l.remote), (l.head_bytes, l.head_bytes + part(map_bytes)));
             assert_eq!(l.tables, l.remote + part(map_bytes));
             let area = (2 << 20).min(bytes / 16);
@@ -275,7 +282,7 @@ mod tests {
             assert!(l.marks >= HEADER_BYTES && l.marks + l.mark_words * 24 <= l.stayed);
             assert!(l.mark_words * 64 * CHUNK >= l.small_bytes);
             assert!(l.stayed + l.small_bytes / CHUNK * 2 <= l.region_longest);
-            assert!(l.region_longest + l.regions * 4 <= l.head_bytes);
+            assert!(l.region_longest + l.regions * 4 <= l.backing);
             assert!(l.head_bytes <= l.live && l.live + map_bytes <= l.remote);
             assert!(l.remote + map_bytes <= l.tables && l.tables + l.regions * REGION_BYTES <= l.small);
             assert!(l.small + l.small_bytes <= l.spans && l.spans + l.span_units * UNIT <= bytes);

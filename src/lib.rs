@@ -18,6 +18,7 @@ mod sys;
 mod guard;
 
 // Layer 2: owned memory.
+mod huge_pages;
 mod live_map;
 mod marks;
 mod spans;

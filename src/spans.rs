@@ -24,6 +24,7 @@
 //! owner's alone.
 
 use crate::align::{align_down, align_up, units_for};
+use crate::huge_pages::{HugePages, Pass};
 use crate::layout::{CHUNK, CHUNK_UNITS, REGION_BYTES, REGION_UNITS, UNIT};
 use crate::marks::Marks;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
@@ -39,7 +40,9 @@ const LENGTH: u32 = TAIL - 1;
 const FAN: usize = 16;
 /// From this length fresh spans ask for huge pages in their inside: at 4 MiB at least half of a span is filled by whole ones.
 const HUGE_FROM: usize = 4 * 1024 * 1024 / UNIT;
-const HUGE: usize = 2 * 1024 * 1024;
+/// Small pages are joined to huge ones when spans of this many times the area's length were made since they last were. To
+/// join a range costs about half of what it costs to touch it first.
+const SETTLED: usize = 4;
 
 /// First and largest step of commit, bytes: doubling keeps the calls few, strict overcommit charges for what is ahead.
 pub const COMMIT_FIRST: usize = 1 << 20;
@@ -121,6 +124,9 @@ pub struct Spans {
     pub state: SpanState,
     /// Chunks used that were clean, since somebody set it to 0.
     pub dirtied: usize,
+    huge: HugePages,
+    /// Work is units made.
+    pass: Pass,
 }
 
 impl Spans {
@@ -138,12 +144,14 @@ impl Spans {
             used: 0,
         },
         dirtied: 0,
+        huge: HugePages::NONE,
+        pass: Pass::NEW,
     };
 
     /// The spans whose region records begin at `tables`, maxima by region at `longest`, area of `limit` units at `base`.
     ///
     /// # Safety
-    /// All are parts of one reserved segment that the caller owns; `longest` and `flag` are committed; `state` is zero
+    /// All are parts of one reserved segment that the caller owns, and `huge` is its; `longest` and `flag` are committed; `state` is zero
     /// for a new segment and else what the last owner left. Otherwise memory is handed out twice.
     pub const unsafe fn new(
         tables: *mut u8,
@@ -152,6 +160,7 @@ impl Spans {
         base: *mut u8,
         limit: usize,
         state: SpanState,
+        huge: HugePages,
     ) -> Spans {
         Spans {
             tables,
@@ -161,6 +170,8 @@ impl Spans {
             limit,
             state,
             dirtied: 0,
+            huge,
+            pass: Pass::NEW,
         }
     }
 
@@ -346,6 +357,7 @@ impl Spans {
     }
 
     fn touch(&mut self, unit: usize, count: usize) {
+        self.pass.worked = self.pass.worked.wrapping_add(count);
         let first = unit / CHUNK_UNITS;
         let last = unit.wrapping_add(count).wrapping_sub(1) / CHUNK_UNITS;
         let mut at = first;
@@ -381,7 +393,7 @@ impl Spans {
             }
         }
         self.state.top = end.max(old_top);
-        self.advise(old_top, end);
+        self.ask_for_huge(old_top, end);
         Ok(())
     }
 
@@ -409,17 +421,22 @@ impl Spans {
         true
     }
 
-    /// Huge pages for the inside of a long fresh span.
-    fn advise(&mut self, from: usize, to: usize) {
-        if to < from || to.wrapping_sub(from) < HUGE_FROM {
-            return;
+    /// Asks for huge pages for a long fresh span.
+    fn ask_for_huge(&mut self, from: usize, to: usize) {
+        if to > from && to.wrapping_sub(from) >= HUGE_FROM {
+            let bytes = to.wrapping_sub(from).wrapping_mul(UNIT);
+            // SAFETY: the units are committed.
+            unsafe { self.huge.ask(self.base.add(from.wrapping_mul(UNIT)), bytes) };
         }
-        let base = self.base.addr();
-        let first = align_up(base.wrapping_add(from.wrapping_mul(UNIT)), HUGE);
-        let last = align_down(base.wrapping_add(to.wrapping_mul(UNIT)), HUGE);
-        if last > first {
-            // SAFETY: the range is inside the committed span area and page aligned.
-            unsafe { sys::advise_huge(self.base.add(first.wrapping_sub(base)), last.wrapping_sub(first)) };
+    }
+
+    /// Joins small pages to huge ones if it is time. A large block does it when it was made.
+    #[inline]
+    pub fn join_if_due(&mut self) {
+        let top = self.state.top;
+        if self.pass.is_due(top.wrapping_mul(SETTLED)) {
+            // SAFETY: the area is committed up to its top.
+            unsafe { self.huge.join(&mut self.pass, self.base, top.wrapping_mul(UNIT)) };
         }
     }
 
@@ -594,6 +611,7 @@ impl Spans {
             if !sys::discard(at, bytes) {
                 return 0; // and the chunks stay marked, for the next time
             }
+            self.huge.gone(at, bytes);
             resident
         };
         for chunk in from.div_ceil(CHUNK_UNITS)..to / CHUNK_UNITS {

@@ -6,7 +6,7 @@
 //! span, so that memory said to be zero is looked at.
 
 use super::*;
-use crate::layout::PART;
+use crate::layout::{HUGE_PAGE, PART};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,11 +14,18 @@ use std::collections::{BTreeMap, BTreeSet};
 const UNITS: usize = 2 * REGION_UNITS + 5 * CHUNK_UNITS;
 const REGIONS: usize = 3;
 
+/// What backs the ranges of a reservation at `raw`, by a table with a byte for each 2 MiB and one more.
+fn huge_pages(raw: *mut u8, table: &mut [u8]) -> HugePages {
+    // SAFETY: the table is as long as said, zero, and lives as long as the spans.
+    unsafe { HugePages::new(table.as_mut_ptr(), raw.map_addr(|addr| align_down(addr, HUGE_PAGE))) }
+}
+
 struct Oracle {
     raw: *mut u8,
     bytes: usize,
     longest: Box<[u32; REGIONS]>,
     flag: Box<AtomicU64>,
+    _backing: Vec<u8>,
     spans: Spans,
     /// Used spans: first unit to units and pattern.
     used: BTreeMap<usize, (usize, u8)>,
@@ -36,16 +43,27 @@ impl Oracle {
         let raw = sys::reserve(bytes);
         assert!(!raw.is_null());
         let (mut longest, flag) = (Box::new([0; REGIONS]), Box::new(AtomicU64::new(0)));
+        let mut backing = vec![0; bytes / HUGE_PAGE + 2];
+        let huge = huge_pages(raw, &mut backing);
         // SAFETY: tables and area are parts of the reservation just made, `longest` and `flag` live as long as the spans.
         let spans = unsafe {
             let area = raw.add(tables);
-            Spans::new(raw, longest.as_mut_ptr(), &*flag, area, UNITS, SpanState::default())
+            Spans::new(
+                raw,
+                longest.as_mut_ptr(),
+                &*flag,
+                area,
+                UNITS,
+                SpanState::default(),
+                huge,
+            )
         };
         Oracle {
             raw,
             bytes,
             longest,
             flag,
+            _backing: backing,
             spans,
             used: BTreeMap::new(),
             order: vec![],
@@ -266,10 +284,20 @@ fn spans_freed_by_others_come_back_wherever_they_are() {
     let raw = sys::reserve(bytes);
     assert!(!raw.is_null());
     let (mut longest, flag) = ([0; MANY], AtomicU64::new(0));
+    let mut backing = vec![0; bytes / HUGE_PAGE + 2];
+    let huge = huge_pages(raw, &mut backing);
     // SAFETY: tables and area are parts of the reservation just made; `longest` and `flag` live as long as the spans.
     let mut spans = unsafe {
         let (area, limit) = (raw.add(tables), MANY * REGION_UNITS);
-        Spans::new(raw, longest.as_mut_ptr(), &flag, area, limit, SpanState::default())
+        Spans::new(
+            raw,
+            longest.as_mut_ptr(),
+            &flag,
+            area,
+            limit,
+            SpanState::default(),
+            huge,
+        )
     };
     // Nobody touches their memory, so that they cost none.
     let units = REGION_UNITS / 2 - 5;

@@ -613,6 +613,37 @@ fn what_lived_long_beside_others_is_given_back_once_when_it_is_freed() {
 }
 
 #[test]
+fn who_joins_no_pages_is_asked_ever_more_seldom() {
+    fn advice_is_refused(call: &'static str, _number: u64) -> bool {
+        SEEN[kind_of(call)].fetch_add(1, Relaxed);
+        call == "madvise"
+    }
+    let step = || {
+        arena_scope(|| {
+            drop((0..80).map(|_| Block::new(MIB / 2, 8)).collect::<Vec<_>>());
+            drop((0..4_000).map(|_| Block::new(3_000, 8)).collect::<Vec<_>>());
+        });
+    };
+    in_child("joining", || {
+        for refused in [true, false] {
+            in_thread(move || {
+                NOTHING.begin();
+                step();
+                if refused {
+                    faults::follow(Some(advice_is_refused));
+                }
+                let before = seen("madvise");
+                (0..200).for_each(|_| step());
+                let asked = seen("madvise") - before;
+                // Refused: four times in each area, and each time that the wait doubles. Else three times for 26 ranges once.
+                let most = if refused { 20 } else { 90 };
+                assert!((8..most).contains(&asked), "asked {asked} times, refused: {refused}");
+            });
+        }
+    });
+}
+
+#[test]
 fn freeing_what_dead_threads_left_costs_few_calls() {
     in_child("orphans", || {
         NOTHING.begin();

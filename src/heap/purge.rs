@@ -19,6 +19,10 @@ pub(super) const LOOK_CHUNKS: usize = (4 << 20) / CHUNK;
 /// Free pages are given back then if no more than this share of what is held lives. At two thirds the first step of large
 /// buffers lost a few pages that the second had to fault in.
 const HELD: (usize, usize) = (1, 2);
+/// Small pages are joined to huge ones when there was a slow call for each of so many bytes of the area since they last were.
+/// Such a call is for a hole of at most 16 KiB where memory was used before, so the area was walked twice, or its blocks
+/// were replaced.
+const SETTLED: usize = 8 * 1024;
 /// A chunk that has aged beside live blocks is looked at again in one interval of this many: what was freed of it since
 /// goes back. A look reads 512 bytes of bits.
 const AGAIN: usize = 8;
@@ -44,12 +48,23 @@ impl Heap {
         }
     }
 
+    /// Joins small pages of the small area to huge ones if it is time.
+    fn join_if_due(&mut self) {
+        let bytes = self.small.high.wrapping_mul(GRANULE);
+        self.pass.worked = self.pass.worked.wrapping_add(TICK_CALLS as usize);
+        if self.pass.is_due(bytes / SETTLED) {
+            // SAFETY: the area is committed up to the furthest ever used.
+            unsafe { self.huge.join(&mut self.pass, self.small_base, bytes) };
+        }
+    }
+
     /// Ends an interval of use marks when it is time, and gives back what has aged.
     pub(super) fn tick(&mut self) {
         self.ticks = self.ticks.wrapping_add(1);
         if self.ticks % TICK_CALLS != 0 {
             return;
         }
+        self.join_if_due();
         let now = sys::coarse_millis();
         let since = now.wrapping_sub(self.tick_millis);
         let steps = self.serial.wrapping_sub(self.tick_entered);
@@ -161,6 +176,7 @@ impl Heap {
             let at = self.small_base.add(from.wrapping_mul(GRANULE));
             let resident = if count_resident { sys::resident(at, bytes) } else { 0 };
             if sys::discard(at, bytes) {
+                self.huge.gone(at, bytes);
                 resident
             } else {
                 0

@@ -8,13 +8,15 @@
 //! | `discard(p, bytes)` | drops the contents of whole committed pages; they read as zero again and cost no memory until touched, or, where the system takes its time, read as before: zeros stay zeros; `false`, and all is as it was, if refused |
 //! | `decommit(p, bytes)` | takes whole pages back to merely reserved; committed again they read as zero; `false` if refused |
 //! | `advise_huge(p, bytes)` | a wish: back these committed pages with huge pages |
+//! | `join(p, bytes)` | puts huge pages in place of the small ones of these pages, which begin and end at multiples of `HUGE_PAGE`, contents and all; `false` where not all was done |
+//! | `split(p, bytes)` | the same range, of whose pages some were discarded: lets the system have what its huge pages keep of them |
 //! | `resident(p, bytes)` | how many bytes of these whole pages are in memory now |
 //! | `address_space()` | bytes of address space that a reservation may take at most |
 //! | `thread_faults()` | page faults of the calling thread so far, or `None` where the system does not tell |
 //! | `coarse_millis()` | a monotonic clock for decisions that tolerate a few milliseconds of error |
 //! | `die(message)` | writes the static message to standard error and aborts |
 //!
-//! No page at all is never refused, though systems differ in that: Linux does nothing, others call it an error.
+//! Neither `join` nor `split` changes how pages come that are touched later: small ones. No page at all is never refused, though systems differ in that: Linux does nothing, others call it an error.
 //!
 //! None of these allocates, formats, locks or panics: they are called below `GlobalAlloc`. Where the system offers
 //! no reservation at all (32-bit, wasm, unknown systems) `reserve` answers null and the crate passes everything to
@@ -42,7 +44,9 @@ mod os;
 ))]
 pub mod faults;
 
-pub use os::{advise_huge, coarse_millis, commit, decommit, die, discard, resident, thread_faults, HAS_RESERVATIONS};
+pub use os::{
+    advise_huge, coarse_millis, commit, decommit, die, discard, join, resident, split, thread_faults, HAS_RESERVATIONS,
+};
 #[cfg(not(loom))]
 pub use os::{release, reserve};
 

@@ -49,6 +49,20 @@ pub unsafe fn discard(_p: *mut u8, _bytes: usize) -> bool {
 /// None: there is no range to name.
 pub unsafe fn advise_huge(_p: *mut u8, _bytes: usize) {}
 
+/// Nothing was ever committed.
+///
+/// # Safety
+/// None: there is no range to name.
+pub unsafe fn join(_p: *mut u8, _bytes: usize) -> bool {
+    false
+}
+
+/// Nothing was ever joined.
+///
+/// # Safety
+/// None: the range is not looked at.
+pub unsafe fn split(_p: *mut u8, _bytes: usize) {}
+
 /// Nothing is resident.
 ///
 /// # Safety

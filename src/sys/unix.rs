@@ -142,6 +142,73 @@ pub unsafe fn advise_huge(p: *mut u8, bytes: usize) {
     let _ = (p, bytes);
 }
 
+/// Puts huge pages in place of small ones; `false` where not all was done.
+///
+/// # Safety
+/// The range is committed and has whole huge pages.
+pub unsafe fn join(p: *mut u8, bytes: usize) -> bool {
+    #[cfg(target_os = "linux")]
+    // SAFETY: advice on our own mapping changes no contents. Nothing is joined where huge pages are not wanted; but wanted
+    // they must not stay, or the next touch of a page given back would bring 2 MiB.
+    unsafe {
+        let p = p.cast::<c_void>();
+        if !joining_is_wished() || libc::madvise(p, bytes, libc::MADV_HUGEPAGE) != 0 {
+            return false;
+        }
+        let done = libc::madvise(p, bytes, MADV_COLLAPSE) == 0;
+        libc::madvise(p, bytes, libc::MADV_NOHUGEPAGE);
+        done
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = (p, bytes);
+        false
+    }
+}
+
+/// Frees what huge pages keep of pages that were discarded.
+///
+/// A huge page of which a part was discarded stays whole until memory runs short. But `MADV_COLD`, which lets pages go to
+/// swap before others, splits those that are no longer mapped whole, and frees what nobody maps.
+///
+/// # Safety
+/// The range is committed and has whole huge pages.
+pub unsafe fn split(p: *mut u8, bytes: usize) {
+    #[cfg(target_os = "linux")]
+    // SAFETY: advice on our own mapping changes no contents.
+    unsafe {
+        libc::madvise(p.cast::<c_void>(), bytes, libc::MADV_NOHUGEPAGE);
+        libc::madvise(p.cast::<c_void>(), bytes, MADV_COLD);
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (p, bytes);
+}
+
+/// Linux 5.4 and later, and 6.1; libc names them for some C libraries only.
+#[cfg(target_os = "linux")]
+const MADV_COLD: i32 = 20;
+#[cfg(target_os = "linux")]
+const MADV_COLLAPSE: i32 = 25;
+
+/// Whether huge pages have `HUGE_PAGE` bytes, and are not forbidden by who runs this system. `MADV_COLLAPSE` does not look
+/// at that, so we do; read once (Relaxed: every thread that asks reads the same).
+#[cfg(target_os = "linux")]
+fn joining_is_wished() -> bool {
+    static WISHED: AtomicUsize = AtomicUsize::new(0);
+    const NO: usize = 1;
+    const YES: usize = 2;
+    let known = WISHED.load(Ordering::Relaxed);
+    if known != 0 {
+        return known == YES;
+    }
+    let mut text = [0u8; 64];
+    let got = read(c"/sys/kernel/mm/transparent_hugepage/enabled", &mut text);
+    let is_forbidden = got.windows(7).any(|word| word == b"[never]");
+    let wished = page_size() == 4096 && !is_forbidden;
+    WISHED.store(if wished { YES } else { NO }, Ordering::Relaxed);
+    wished
+}
+
 /// Bytes of the range that are resident now.
 ///
 /// # Safety
@@ -185,24 +252,29 @@ pub fn address_space() -> usize {
 /// Bytes of address space mapped now: the first number of `/proc/self/statm`; 0 where there is no such file.
 fn mapped_now() -> usize {
     let mut text = [0u8; 64];
-    // SAFETY: the path is a C string, the buffer is as long as said, and the descriptor is closed again.
-    let got = unsafe {
-        let fd = libc::open(c"/proc/self/statm".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC);
-        if fd < 0 {
-            return 0;
-        }
-        let got = libc::read(fd, text.as_mut_ptr().cast(), text.len());
-        libc::close(fd);
-        got
-    };
     let mut pages = 0usize;
-    for &byte in text.iter().take(got.max(0) as usize) {
+    for &byte in read(c"/proc/self/statm", &mut text) {
         if !byte.is_ascii_digit() {
             break;
         }
         pages = pages.wrapping_mul(10).wrapping_add(usize::from(byte - b'0'));
     }
     pages.saturating_mul(page_size())
+}
+
+/// The beginning of a file, as much as one call reads; nothing where it cannot be read.
+fn read<'a>(path: &core::ffi::CStr, into: &'a mut [u8]) -> &'a [u8] {
+    // SAFETY: the path is a C string, the buffer is as long as said, and the descriptor is closed again.
+    let got = unsafe {
+        let fd = libc::open(path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC);
+        if fd < 0 {
+            return &[];
+        }
+        let got = libc::read(fd, into.as_mut_ptr().cast(), into.len());
+        libc::close(fd);
+        got
+    };
+    into.get(..got.max(0) as usize).unwrap_or(&[])
 }
 
 /// Page faults (minor and major) of the calling thread.

@@ -158,6 +158,20 @@ pub unsafe fn decommit(p: *mut u8, bytes: usize) -> bool {
 /// The range is page aligned and committed.
 pub unsafe fn advise_huge(_p: *mut u8, _bytes: usize) {}
 
+/// Never done here.
+///
+/// # Safety
+/// None: the range is not looked at.
+pub unsafe fn join(_p: *mut u8, _bytes: usize) -> bool {
+    false
+}
+
+/// Nothing was ever joined.
+///
+/// # Safety
+/// None: the range is not looked at.
+pub unsafe fn split(_p: *mut u8, _bytes: usize) {}
+
 /// Bytes of the range that are in the working set now.
 ///
 /// # Safety

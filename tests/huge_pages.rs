@@ -1,0 +1,122 @@
+//! Steps that go on get huge pages under what they use again and again, and hold no more memory for it.
+//!
+//! As `/proc` tells. Where Linux joins no pages (before 6.1, or where that is forbidden) only the second half is looked at.
+#![cfg(all(
+    target_os = "linux",
+    target_pointer_width = "64",
+    not(any(stepalloc_no_sys, stepalloc_small_space))
+))]
+
+mod support;
+
+use serial_test::serial;
+use std::ptr::null_mut;
+use stepalloc::{arena_scope, trim, StepAlloc};
+use support::{in_thread, Block};
+
+#[global_allocator]
+static GLOBAL: StepAlloc = StepAlloc::new();
+
+const MIB: usize = 1 << 20;
+
+/// What the system says of this process's memory, bytes: exactly, where the short figures are kept by processor.
+fn told(what: &str) -> usize {
+    let text = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap();
+    let kib = text.lines().find_map(|line| line.strip_prefix(what)).unwrap();
+    kib.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
+}
+
+fn resident() -> usize {
+    told("Rss:")
+}
+
+fn in_huge_pages() -> usize {
+    told("AnonHugePages:")
+}
+
+/// Whether small pages of this system can be joined, on a mapping of the test's own.
+fn can_join() -> bool {
+    const HUGE: usize = 2 * MIB;
+    const COLLAPSE: i32 = 25;
+    let forbidden = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
+    if forbidden.is_ok_and(|text| text.contains("[never]")) {
+        return false;
+    }
+    let (rw, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANON);
+    // SAFETY: a fresh mapping that is given back.
+    unsafe {
+        let raw = libc::mmap(null_mut(), 2 * HUGE, rw, kind, -1, 0);
+        assert_ne!(raw, libc::MAP_FAILED);
+        let p = raw.map_addr(|addr| addr.next_multiple_of(HUGE));
+        for page in 0..HUGE / 4096 {
+            p.cast::<u8>().add(page * 4096).write(1);
+        }
+        let can = (0..100).any(|_| libc::madvise(p, HUGE, COLLAPSE) == 0);
+        assert_eq!(libc::munmap(raw, 2 * HUGE), 0);
+        can
+    }
+}
+
+/// A step of blocks of one size, each written and looked at.
+fn step(bytes: usize, size: usize) {
+    arena_scope(|| {
+        let blocks: Vec<Block> = (0..bytes / size).map(|_| Block::new(size, 8)).collect();
+        blocks.iter().for_each(Block::verify);
+    });
+}
+
+/// How many huge pages this system has split. Others may split some meanwhile, so that more is no sign.
+fn splits() -> usize {
+    let text = std::fs::read_to_string("/proc/vmstat").unwrap();
+    let number = text.lines().find_map(|line| line.strip_prefix("thp_split_page "));
+    number.map_or(0, |number| number.parse().unwrap())
+}
+
+/// Steps of blocks of one size, until their memory is in huge pages; then all of it goes back but one block, and then that.
+fn steps_that_go_on(bytes: usize, size: usize) {
+    let can_join = can_join();
+    let left = in_thread(move || {
+        let (before, huge_before) = (resident(), in_huge_pages());
+        step(bytes, size);
+        step(bytes, size);
+        let early = resident() - before;
+        // As soon as forty steps, unless the system refuses for a moment, which makes it wait.
+        let joined = (0..10).any(|_| {
+            (0..if can_join { 40 } else { 4 }).for_each(|_| step(bytes, size));
+            in_huge_pages() - huge_before >= bytes - 4 * MIB
+        });
+        let late = resident() - before;
+        assert!(early >= bytes && late <= early + MIB / 4, "{early} bytes became {late}");
+        assert!(
+            joined || !can_join,
+            "{} bytes in huge pages",
+            in_huge_pages() - huge_before
+        );
+        let kept = arena_scope(|| {
+            let mut blocks: Vec<Block> = (0..bytes / size).map(|_| Block::new(size, 8)).collect();
+            blocks.swap_remove(bytes / size / 2)
+        });
+        let split_before = splits();
+        assert!(trim() >= bytes - MIB - size);
+        assert!(
+            !can_join || splits() > split_before,
+            "the system keeps what went back beside a block"
+        );
+        drop(kept);
+        trim();
+        resident() - before
+    });
+    assert!(left <= MIB, "{left} bytes are left");
+}
+
+#[test]
+#[serial]
+fn large_blocks_of_steps_that_go_on_are_in_huge_pages() {
+    steps_that_go_on(40 * MIB, MIB);
+}
+
+#[test]
+#[serial]
+fn small_blocks_of_steps_that_go_on_are_in_huge_pages() {
+    steps_that_go_on(20 * MIB, 200);
+}
