@@ -89,8 +89,9 @@
 //! - Freeing twice, freeing what is not a block, and a wrong layout are undefined behaviour, as with every allocator; they
 //!   end the process only where the maps show them (see [`design`](crate::design), *What is not seen*), or hardened mode.
 //! - Allocating in a signal handler is undefined, as with most allocators: a `&mut` to the thread's heap may be alive.
-//! - The system is taken at its word: pages given back read as zero, a reservation is nobody else's. Its file is held to
-//!   that in `src/sys/tests.rs`, on each system where the tests have run; on a real Windows, macOS, FreeBSD and Android none has.
+//! - The system is taken at its word: pages given back read as zero, pages joined to a huge one keep what they hold, a
+//!   reservation is nobody else's. Its file is held to that in `src/sys/tests.rs`, on each system where the tests have run; on
+//!   a real Windows, macOS, FreeBSD and Android none has.
 //! - Memory that is never given back to the system is not looked for beyond an hour's soak.
 //! - The bounds on memory (what escapees pin, how far an area grows) are measured, not proved. Safety does not rest on them.
 //!

@@ -4,6 +4,7 @@
 //! call may not do to pages beside its own is looked at as well. Where the system may not be touched at all a child touches.
 
 use super::*;
+use crate::layout::HUGE_PAGE;
 use std::process::Command;
 use std::string::String;
 use std::vec::Vec;
@@ -303,6 +304,34 @@ fn what_is_only_reserved_may_not_be_touched() {
         assert!(text.contains(says), "{how}: {text}");
         assert!(lives || !text.contains("it reads as"), "{how}: {text}");
     }
+}
+
+#[test]
+fn joining_and_splitting_change_no_contents() {
+    let per_huge = HUGE_PAGE / page_size();
+    if !HAS_RESERVATIONS || per_huge < 4 {
+        return;
+    }
+    let pages = Pages::committed(4 * per_huge);
+    let first = (pages.base.addr().next_multiple_of(HUGE_PAGE) - pages.base.addr()) / page_size();
+    pages.fill(0, 4 * per_huge);
+    // Whatever the system says of it.
+    // SAFETY: two huge pages' worth of committed pages, aligned to them.
+    let _joined = unsafe { join(pages.at(first), 2 * HUGE_PAGE) };
+    pages.assert_filled(0, 4 * per_huge);
+    // Over the border between the two.
+    let (from, to) = (first + per_huge - 1, first + 2 * per_huge - 1);
+    assert!(pages.discard(from, to));
+    // SAFETY: as above.
+    unsafe { split(pages.at(first), 2 * HUGE_PAGE) };
+    pages.assert_filled(0, from);
+    pages.assert_filled(to, 4 * per_huge);
+    if cfg!(unix) {
+        pages.assert_zero(from, to);
+    }
+    pages.fill(from, to);
+    pages.assert_filled(0, 4 * per_huge);
+    pages.release();
 }
 
 #[cfg(all(any(target_os = "linux", target_os = "android"), not(stepalloc_small_space)))]
