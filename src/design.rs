@@ -207,12 +207,13 @@
 //!   within ten seconds. Now each chunk has a note which of its pages stayed, and those are looked at in one interval of eight.
 //! - **Small pages are joined to huge ones, where all of them are in memory.** Huge pages were to be for fresh spans that fill
 //!   them only, and asked for so they still are, from 4 MiB on. Now an area's ranges of 2 MiB are also looked at when much was
-//!   done in it since the last look, and full ones are joined (Linux's `MADV_COLLAPSE`): nothing more is held, to a page. On an
-//!   AMD EPYC, medians of seven to nine interleaved runs: the step of medium tensors takes 10 % less, two recorded programs
-//!   of candle 10 and 14 %, blocks of 16 to 1,024 and 128 bytes replaced at random 8 and 4 % (of 16 to 32: no less), batches the
-//!   same. A range takes 0.3 to 1 ms, once; on a virtual machine whose host must find the memory first up to 5. What goes back of
-//!   a joined range Linux would keep until memory runs short, all 400 MiB of 400 in a program of ours that left a page in each
-//!   range; advice that splits it (`MADV_COLD`) frees it at once.
+//!   done in it since the last look, and full ones are joined (Linux's `MADV_COLLAPSE`), one for each 4 MiB of large blocks
+//!   made, say: nothing more is held, to a page, and nobody waits for many. On an AMD EPYC, medians of five to nine interleaved
+//!   runs: the step of medium tensors takes 8 to 10 % less, two recorded programs of candle 10 to 25 and 2 to 14 %, blocks of 16
+//!   to 1,024 and 128 bytes replaced at random 8 to 11 and 4 to 9 % (of 16 to 32: no less), batches the same. A range takes 0.3
+//!   to 1 ms, once; on a virtual machine whose host must find the memory first up to 5. What goes back of a joined range Linux
+//!   would keep until memory runs short, all 400 MiB of 400 in a program of ours that left a page in each range; advice that
+//!   splits it (`MADV_COLD`) frees it at once.
 //! - **The maxima over free spans are looked for anew only where the largest has gone.** Where one length comes and one goes
 //!   the longer is written first. A span made and freed among a hundred others was 1,561 instructions, is 964.
 //! - **The first scope of a thread goes back too.** It opens before there is a segment; its frame names no position, and

@@ -7,9 +7,9 @@
 //! it was.** What goes back to the system and is touched again comes in small pages, and is joined again when all of them
 //! are there. So nothing here makes a program hold more than it would.
 //!
-//! A pass over an area begins when so much work was done in it since the last that the copies are a small part of it; how
-//! much that is the areas say. A few ranges at a time are looked at, so that nobody waits for all of them. With each refusal in
-//! turn the pass waits for twice as much work: it may be chance, or the system may be one that joins nothing.
+//! Joining is paid for: a pass over an area begins when enough work was done in it since the last, and each range of the pass
+//! is joined when so much more was done, so that no frame or request has to wait for all of them. How much work pays for a range
+//! the areas say. With each refusal in turn it is twice as much: it may be chance, or the system may be one that joins nothing.
 //!
 //! Where a part of a huge page goes back Linux takes it from the program at once and reuses it much later, when memory runs
 //! short. So such a range is *split*: then that part is free for all.
@@ -20,8 +20,10 @@
 use crate::layout::HUGE_PAGE;
 use crate::sys;
 
-/// Ranges looked at in one call: so many are joined in about a millisecond.
-const AT_ONCE: usize = 4;
+/// A pass begins after this many times the work that pays for it.
+const SETTLED: usize = 2;
+/// Ranges looked at in one call, of which one is joined: a third of a millisecond to one.
+const LOOKS: usize = 8;
 /// So many refusals in turn make the pass wait longer.
 const REFUSALS: u32 = 16;
 
@@ -41,9 +43,9 @@ pub struct HugePages {
 /// Where the pass over an area stands.
 #[derive(Clone, Copy)]
 pub struct Pass {
-    /// Work done since the last pass ended, in the area's own measure.
+    /// Work done since the last pass ended or the last range was joined, in the area's own measure.
     pub worked: usize,
-    /// The range to look at next.
+    /// The range to look at next; 0 between passes.
     next: usize,
     /// Refusals in turn.
     refusals: u32,
@@ -57,10 +59,16 @@ impl Pass {
         refusals: 0,
     };
 
-    /// Whether more than `enough` was done since the last pass ended, and as often twice that as the system refused.
+    /// Whether it is time to go on, where `each` is the work that pays for one range of an area of so many bytes; for twice
+    /// as much with each refusal.
     #[inline]
-    pub fn is_due(&self, enough: usize) -> bool {
-        self.worked >> self.refusals > enough
+    pub fn is_due(&self, each: usize, bytes: usize) -> bool {
+        let paid = if self.next == 0 {
+            (bytes / HUGE_PAGE).max(1).wrapping_mul(SETTLED)
+        } else {
+            1
+        };
+        self.worked >> self.refusals > each.wrapping_mul(paid)
     }
 }
 
@@ -114,7 +122,7 @@ impl HugePages {
         }
     }
 
-    /// Looks at the next ranges of an area, and joins them if they are full. `pass` is that area's.
+    /// Joins the next full range of an area, if one is near. `pass` is that area's.
     ///
     /// # Safety
     /// The bytes, which are the area's, are committed memory of the segment.
@@ -123,8 +131,8 @@ impl HugePages {
     pub unsafe fn join(self, pass: &mut Pass, p: *mut u8, bytes: usize) {
         let (first, last) = self.ranges_inside(p, bytes);
         let first = pass.next.max(first);
-        pass.next = first.wrapping_add(AT_ONCE);
-        for range in first..pass.next.min(last) {
+        for range in first..last.min(first.wrapping_add(LOOKS)) {
+            pass.next = range.wrapping_add(1);
             if self.backing(range) != SMALL {
                 continue;
             }
@@ -140,8 +148,10 @@ impl HugePages {
             } else {
                 pass.refusals = pass.refusals.wrapping_add(1).min(REFUSALS);
             }
+            pass.worked = 0;
+            break;
         }
-        if pass.next >= last {
+        if pass.next.max(first) >= last {
             (pass.worked, pass.next) = (0, 0);
         }
     }

@@ -70,17 +70,18 @@ impl Area {
         }
     }
 
-    /// A whole pass over the first ranges, four at a time.
+    /// A whole pass over the first ranges, one after the other.
     fn pass(&mut self, ranges: usize) {
         let huge = self.huge();
-        self.pass.worked = usize::MAX;
         for call in 1.. {
+            self.pass.worked = usize::MAX;
             // SAFETY: committed pages of ours.
             unsafe { huge.join(&mut self.pass, self.p, ranges * HUGE_PAGE) };
-            if self.pass.worked == 0 {
+            if self.pass.next == 0 {
                 return;
             }
-            assert!(call * 4 < ranges, "the pass does not end");
+            assert_eq!(self.pass.worked, 0, "a range was joined without being paid for");
+            assert!(call < ranges, "the pass does not end");
         }
     }
 
@@ -231,10 +232,14 @@ fn what_was_asked_for_is_huge_until_a_part_goes_back() {
 }
 
 #[test]
-fn a_pass_is_due_after_more_work_where_it_was_refused() {
+fn passes_and_ranges_are_paid_for_and_refusals_double_it() {
+    let bytes = 10 * HUGE_PAGE;
     let mut pass = Pass::NEW;
-    pass.worked = 100;
-    assert!(pass.is_due(99) && !pass.is_due(100));
+    pass.worked = 100 * 10 * SETTLED;
+    assert!(pass.is_due(99, bytes) && !pass.is_due(100, bytes));
+    assert!(pass.is_due(999, HUGE_PAGE - 1) && !pass.is_due(1_000, 0));
+    pass.next = 3;
+    assert!(pass.is_due(1_999, bytes) && !pass.is_due(2_000, bytes));
     pass.refusals = 3;
-    assert!(pass.is_due(11) && !pass.is_due(12));
+    assert!(pass.is_due(249, bytes) && !pass.is_due(250, bytes));
 }

@@ -40,9 +40,9 @@ const LENGTH: u32 = TAIL - 1;
 const FAN: usize = 16;
 /// From this length fresh spans ask for huge pages in their inside: at 4 MiB at least half of a span is filled by whole ones.
 const HUGE_FROM: usize = 4 * 1024 * 1024 / UNIT;
-/// Small pages are joined to huge ones when spans of this many times the area's length were made since they last were. To
-/// join a range costs about half of what it costs to touch it first.
-const SETTLED: usize = 4;
+/// Units made that pay for joining 2 MiB of small pages to a huge one: 4 MiB. It costs about half of what it costs to touch
+/// them first.
+const PAYS: usize = 4 * 1024 * 1024 / UNIT;
 
 /// First and largest step of commit, bytes: doubling keeps the calls few, strict overcommit charges for what is ahead.
 pub const COMMIT_FIRST: usize = 1 << 20;
@@ -433,10 +433,10 @@ impl Spans {
     /// Joins small pages to huge ones if it is time. A large block does it when it was made.
     #[inline]
     pub fn join_if_due(&mut self) {
-        let top = self.state.top;
-        if self.pass.is_due(top.wrapping_mul(SETTLED)) {
+        let bytes = self.state.top.wrapping_mul(UNIT);
+        if self.pass.is_due(PAYS, bytes) {
             // SAFETY: the area is committed up to its top.
-            unsafe { self.huge.join(&mut self.pass, self.base, top.wrapping_mul(UNIT)) };
+            unsafe { self.huge.join(&mut self.pass, self.base, bytes) };
         }
     }
 

@@ -19,10 +19,9 @@ pub(super) const LOOK_CHUNKS: usize = (4 << 20) / CHUNK;
 /// Free pages are given back then if no more than this share of what is held lives. At two thirds the first step of large
 /// buffers lost a few pages that the second had to fault in.
 const HELD: (usize, usize) = (1, 2);
-/// Small pages are joined to huge ones when there was a slow call for each of so many bytes of the area since they last were.
-/// Such a call is for a hole of at most 16 KiB where memory was used before, so the area was walked twice, or its blocks
-/// were replaced.
-const SETTLED: usize = 8 * 1024;
+/// Slow calls that pay for joining 2 MiB of small pages to a huge one. Where memory was used before such a call is for a hole
+/// of at most 16 KiB: so the area is walked twice before a pass begins, or many of its blocks are replaced.
+const PAYS: usize = 128;
 /// A chunk that has aged beside live blocks is looked at again in one interval of this many: what was freed of it since
 /// goes back. A look reads 512 bytes of bits.
 const AGAIN: usize = 8;
@@ -52,7 +51,7 @@ impl Heap {
     fn join_if_due(&mut self) {
         let bytes = self.small.high.wrapping_mul(GRANULE);
         self.pass.worked = self.pass.worked.wrapping_add(TICK_CALLS as usize);
-        if self.pass.is_due(bytes / SETTLED) {
+        if self.pass.is_due(PAYS, bytes) {
             // SAFETY: the area is committed up to the furthest ever used.
             unsafe { self.huge.join(&mut self.pass, self.small_base, bytes) };
         }
