@@ -112,13 +112,14 @@ impl HugePages {
         for range in start..end {
             let backing = self.backing(range);
             let is_whole = range >= first && range < last;
-            if backing != SMALL && !is_whole {
+            if backing == SMALL || (backing == ASKED && is_whole) {
+                continue;
+            }
+            if !is_whole {
                 // SAFETY: what has huge pages is committed memory of the segment, the whole range.
                 unsafe { sys::split(self.range(range), HUGE_PAGE) };
-                self.note(range, SMALL);
-            } else if backing == JOINED {
-                self.note(range, SMALL);
             }
+            self.note(range, SMALL);
         }
     }
 
@@ -181,6 +182,11 @@ impl HugePages {
     }
 }
 
-#[cfg(all(test, target_os = "linux", not(any(loom, stepalloc_no_sys, stepalloc_small_space))))]
+#[cfg(all(
+    test,
+    target_os = "linux",
+    target_pointer_width = "64",
+    not(any(loom, stepalloc_no_sys, stepalloc_small_space))
+))]
 #[path = "huge_pages_tests.rs"]
 mod tests;

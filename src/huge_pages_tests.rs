@@ -87,7 +87,8 @@ impl Area {
 
     /// As many passes as it takes to join these: the system may refuse for a moment. And no others are joined.
     fn join(&mut self, ranges: usize, expected: [u8; COUNT]) {
-        for _ in 0..if can_join() { 100 } else { 1 } {
+        let can_join = can_join();
+        for _ in 0..if can_join { 100 } else { 1 } {
             self.pass(ranges);
             assert!(self
                 .table
@@ -100,7 +101,7 @@ impl Area {
                 return;
             }
         }
-        assert!(!can_join(), "{:?} are joined", self.table);
+        assert!(!can_join, "{:?} are joined", self.table);
     }
 
     /// Bytes of the area that are in huge pages.

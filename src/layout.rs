@@ -116,7 +116,7 @@ pub const fn scope_align(size: usize, align: usize) -> usize {
 pub struct SegmentLayout {
     /// The whole segment, a power of two.
     pub bytes: usize,
-    /// The header, marks, stayed pages and region table, committed when the segment is claimed first.
+    /// The header, marks, stayed pages, region table and what backs the segment, committed when it is claimed first.
     pub head_bytes: usize,
     /// Three bitmaps of the small area's chunks, each of `mark_words` words.
     pub marks: usize,

@@ -151,8 +151,8 @@ impl Spans {
     /// The spans whose region records begin at `tables`, maxima by region at `longest`, area of `limit` units at `base`.
     ///
     /// # Safety
-    /// All are parts of one reserved segment that the caller owns, and `huge` is its; `longest` and `flag` are committed; `state` is zero
-    /// for a new segment and else what the last owner left. Otherwise memory is handed out twice.
+    /// All are parts of one reserved segment that the caller owns, and `huge` is its; `longest` and `flag` are committed;
+    /// `state` is zero for a new segment and else what the last owner left. Otherwise memory is handed out twice.
     pub const unsafe fn new(
         tables: *mut u8,
         longest: *mut u32,

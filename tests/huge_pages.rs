@@ -12,26 +12,20 @@ mod support;
 use serial_test::serial;
 use std::ptr::null_mut;
 use stepalloc::{arena_scope, trim, StepAlloc};
-use support::{in_thread, Block};
+use support::{in_thread, proc_bytes, Block};
 
 #[global_allocator]
 static GLOBAL: StepAlloc = StepAlloc::new();
 
 const MIB: usize = 1 << 20;
 
-/// What the system says of this process's memory, bytes: exactly, where the short figures are kept by processor.
-fn told(what: &str) -> usize {
-    let text = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap();
-    let kib = text.lines().find_map(|line| line.strip_prefix(what)).unwrap();
-    kib.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
-}
-
+/// Bytes in memory: exactly, where `status` adds up figures that are kept by processor.
 fn resident() -> usize {
-    told("Rss:")
+    proc_bytes("smaps_rollup", "Rss:")
 }
 
 fn in_huge_pages() -> usize {
-    told("AnonHugePages:")
+    proc_bytes("smaps_rollup", "AnonHugePages:")
 }
 
 /// Whether small pages of this system can be joined, on a mapping of the test's own.

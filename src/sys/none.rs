@@ -57,10 +57,10 @@ pub unsafe fn join(_p: *mut u8, _bytes: usize) -> bool {
     false
 }
 
-/// Nothing was ever joined.
+/// Nothing was ever committed.
 ///
 /// # Safety
-/// None: the range is not looked at.
+/// None: there is no range to name.
 pub unsafe fn split(_p: *mut u8, _bytes: usize) {}
 
 /// Nothing is resident.

@@ -299,11 +299,16 @@ pub fn aborted(status: std::process::ExitStatus) -> bool {
     return status.code() == Some(0xC000_0409_u32 as i32);
 }
 
-/// A line of `/proc/self/status` that is in kB, in bytes.
-pub fn status_bytes(name: &str) -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+/// A line of a file of `/proc/self` that is in kB, in bytes.
+pub fn proc_bytes(file: &str, name: &str) -> usize {
+    let text = std::fs::read_to_string(format!("/proc/self/{file}")).unwrap();
+    let line = text.lines().find(|line| line.starts_with(name)).unwrap();
     line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1024
+}
+
+/// The same of its `status`.
+pub fn status_bytes(name: &str) -> usize {
+    proc_bytes("status", name)
 }
 
 /// Resident memory of the process, bytes.
