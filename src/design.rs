@@ -11,11 +11,11 @@
 //! | segment | the part of the reservation that one thread owns; 64 GiB where there is room |
 //! | granule | 16 bytes of a segment's small area; one bit of its maps |
 //! | line | 64 bytes; blocks from 64 bytes on begin at one and occupy whole ones |
-//! | live map | a bit for each granule: set while it is in a live block, in a current hole, or in a kept block |
+//! | live map | a bit for each granule: set while it is in a live block or in a current hole |
 //! | remote map | a bit for each granule that another thread has freed and the owner has not folded in yet |
 //! | gathered | what a thread has freed in one word of another's maps and not told it yet |
 //! | hole, lane | a run of granules that were free, filled by bumping; one lane has the hole for blocks below 64 bytes, the other that for blocks from there on |
-//! | magazine, kept block | for each size up to 1 KiB the last 32 blocks freed, while a thread recycles; one of these |
+//! | magazine | for each size up to 1 KiB where the last 256 blocks were freed, while a thread recycles |
 //! | unit, span | 1 KiB of a segment's span area; a run of whole units that holds one large block |
 //! | region | 4,096 units, whose tables stand together |
 //! | chunk | 64 KiB of either area; what the marks of use are kept for |
@@ -62,17 +62,18 @@
 //!
 //! **Scopes are hints; the map is safety.** Rust hands the `Layout` to `dealloc`, so an allocator knows the exact extent
 //! of every block without headers or size classes, and one bit for 16 bytes says whether memory may be used. Memory is
-//! handed out only from a current hole, or as the kept block that it was; a granule enters a hole only when its bit is clear, and its bit is set as it
-//! enters; freeing clears exactly the block's bits, or keeps them and the block. Leaving a scope frees nothing: it says where to look for the next
-//! hole, and the look reads the bits. So no sequence of scope calls, whether nested, forgotten, dropped out of order or
-//! abandoned by a panic, can give one byte to two live blocks. A wrong hint costs a little memory or time.
+//! handed out only from a current hole, or where a block was freed before; a granule is taken for either only when its bit is
+//! clear, and its bit is set as it is taken; freeing clears exactly the block's bits. Leaving a scope frees nothing: it says
+//! where to look for the next hole, and the look reads the bits. So no sequence of scope calls, whether nested, forgotten,
+//! dropped out of order or abandoned by a panic, can give one byte to two live blocks. A wrong hint, of a scope or of a
+//! magazine, costs a little memory or time.
 //!
 //! | | invariant | kept in |
 //! |---|---|---|
-//! | H1 | A granule's bit is set exactly while it is in a live block (freed remotely and not folded counts as live), in `[pos, limit)` of a lane's hole, or in a kept block; those lie apart, and each kept block is in one magazine, once. So `alloc` writes no bit; the gap before a block of large alignment leaves the hole and is cleared | `heap`: `take`, `bump`, `bump_any`, `extend_hole`, `recycle`, `reuse`; `live_map` |
-//! | H2 | Only the owner writes the live map; it takes granules only where the bits are clear after folding, and only of what was ever used, which ends at a line. Giving a hole up clears `[pos, limit)`, no more | `live_map`: `fold`, `next_run`, `run_starts`; `heap`: `grow`, `set_free`, `take`, `next_hole`, `give_up_hole` |
+//! | H1 | A granule's bit is set exactly while it is in a live block (freed remotely and not folded counts as live) or in `[pos, limit)` of a lane's hole; those lie apart. So `alloc` writes no bit in a hole; the gap before a block of large alignment leaves the hole and is cleared | `heap`: `take`, `bump`, `bump_any`, `extend_hole`, `alloc_again`; `live_map` |
+//! | H2 | Only the owner writes the live map; it takes granules only where the bits are clear after folding, and only of what was ever used, which ends at a line. Giving a hole up clears `[pos, limit)`, no more | `live_map`: `fold`, `next_run`, `run_starts`, `take_short`; `heap`: `grow`, `set_free`, `take`, `next_hole`, `alloc_again`, `give_up_hole` |
 //! | H3 | A remote free touches the remote map alone, or a span's bit. Until it is told the block is live to everybody else, so it may be told late | `live_map::free_bits`, `gathered`, `spans::free_remote` |
-//! | H4 | Freeing the block that ends at its lane's position moves the position back; any other free clears the block's bits, all of them and no others, or keeps the block with all its bits set. A bit already clear there is a double free | `heap`: `free_short`, `free_small`, `recycle`; `live_map`: `clear`, `clear_short`, `is_live_short` |
+//! | H4 | Freeing the block that ends at its lane's position moves the position back; any other free clears the block's bits, all of them and no others. A bit already clear there is a double free | `heap`: `free_short`, `free_near`, `free_small`; `live_map`: `clear`, `clear_short`, `clear_anywhere` |
 //! | H5 | Spans tile `[0, top)`: from each head its length leads to the next, and no two free ones are neighbours. Only the owner changes the tiling; a remote free sets one bit of a bitmap apart, then a flag, and each is folded once | `spans` |
 //! | H6 | A segment has at most one owner, by one bit of an atomic bitmap (AcqRel). Maps, marks and tables live in the segment, so that a dead thread's escapees can be freed by anyone and the next owner carries on | `segment`; `heap`: `attach`, `detach` |
 //! | H7 | An address inside the reservation is an arena's, any other the backing's. Frees and reallocations are routed by the address alone, never by whether a scope is open. What the backing sees is a pure function of the caller's layout | `global`; `segment::contains` |
@@ -123,16 +124,18 @@
 //!
 //! A step that frees what it made wants its next blocks side by side, and the hole gives it that. Where one long scope
 //! replaces blocks at random, a cache or a tree that is edited, each block goes to another hole instead: a search, cold memory,
-//! and what fits where is left to chance. So there a thread *recycles*: each block up to 1 KiB that it frees is kept in the
-//! magazine of its size, bits set, and the next request of that size gets it. What does not fit a magazine is freed as ever.
+//! and what fits where is left to chance. So there a thread *recycles*: of each block up to 1 KiB that it frees it remembers, in
+//! the magazine of its size, where it was, and the next request of that size looks there first. Mostly the bits are clear
+//! still, and the block is made there. If somebody has the memory by then, another place is found as ever.
 //!
 //! It begins within one scope, when 512 holes in turn were shorter than 1 KiB, or when two looks in turn find that some
-//! of the area is free; it ends, and all that is kept is freed, when a scope is left that made anything, a counting scope is
-//! entered, figures are asked for, memory is trimmed, the area is full, or one request in five finds nothing for long. Such
-//! a thread then rests for as long as 16,384 holes take. At most 32 blocks of each of 20 sizes are kept, 0.3 MiB in all.
+//! of the area is free; it ends when a scope is left that made anything, a counting scope is entered, or one request in
+//! five finds nothing for long. Such a thread then rests for as long as 16,384 holes take. Magazines hold no memory but their
+//! own: at most 20 of 1 KiB are in use, in the segment's head. Where pages go back all is forgotten, for what is made
+//! where a block was counts as used already.
 //!
-//! While it recycles the area is masked (`len` is 0), so that a free takes the slow path, which keeps the block; the inline
-//! path is as it was and pays nothing.
+//! While it recycles the area is masked (`len` is 0), so that a free takes the slow path, which remembers the block; the
+//! inline path is as it was and pays nothing.
 //!
 //! # What it costs
 //!
@@ -143,7 +146,7 @@
 //! | a block below 64 bytes | its size rounded up to 16 |
 //! | a block from 64 bytes to 8 KiB, in a scope | rounded up to 64 |
 //! | a span | rounded up to 1 KiB |
-//! | a thread that never opens a scope nor makes a large block | its slot: 64 frames of 64 bytes, the magazines, and less than 1 KiB beside them; 7.5 KiB that the system copies when a thread begins |
+//! | a thread that never opens a scope nor makes a large block | its slot: 64 frames of 64 bytes and about 1 KiB beside them; 5 KiB that the system copies when a thread begins |
 //! | a thread with an arena | its head (a page or more touched) and what it uses |
 //! | a program with a scope open | the pages of its largest step; they go back when no step has used them for a while |
 //!
@@ -183,13 +186,17 @@
 //! - **A hole in memory used before is 16 words of bits at first**, and lengthened when it is used up; words between a
 //!   range's ends are set and cleared whole. A step that leaves one small block between others takes its hole anew, and
 //!   with 64 words, each cut out by its own mask, that was 4,600 of its 5,800 instructions: 2,100 now.
-//! - **Blocks replaced at random are kept for the next request of their size**; see above. 200,000 blocks of 16 to 1,024, 128
-//!   and 32 bytes held 1.37, 1.72, 1.68 times what lives, now 1.21, 1.45, 1.40, and took 3.0, 2.1, 1.7 times what jemalloc
-//!   takes, now 1.7, 1.9, 1.5. The time is waited for, not worked: such a program misses the cache at each block, and what
-//!   counts is how many misses are on their way at once. A branch that waits for the block's bits, or for its size, is
-//!   mispredicted half the time, and the next miss begins only when it is known. So keeping a block has no branch that
-//!   depends on where it is or how long; without that the gain was a third of this. It is more work for less waiting: row
-//!   `replace-in-scope` of `cargo bench --bench counts` went from 179 instructions to 278.
+//! - **Blocks replaced at random are made where one of their size was freed**; see above. Such a program misses the cache at
+//!   each block, and what counts is how many misses are on their way at once: a processor looks some 250 instructions
+//!   ahead, and no further than a branch that it mispredicted. At first freed blocks were kept with all their bits, 32 of each
+//!   size, each looked up in its magazine lest it be kept twice: 350 instructions for a free and what replaces it, the
+//!   rare misses with them. Now a magazine is a hint, checked by the bits alone, so it needs no look for doubles, may be long,
+//!   holds no memory, and no branch depends on where a block is or how long: 140. Row `replace-in-scope` of `cargo bench
+//!   --bench counts` went from 278 to 185; the rows `replace-*` of `benches/peers` take 0.77 to 0.82 of the time (medians of
+//!   seven interleaved runs on an AMD EPYC, beside the code before), and blocks of 16 to 1,024 bytes hold 1.16 times what
+//!   lives (1.26 before; 1.37 without any of this), of 16 to 128 and to 32 bytes 1.45 and 1.41 as before.
+//! - **Requests served by a magazine pay for huge pages as well**, 64 of them as much as a slow call: what is replaced in
+//!   place makes few of those, and is what wants huge pages most.
 //! - **Frees of another thread's blocks are gathered by word.** Each was an atomic change of a word or two of the owner's
 //!   remote map, more than half of the time of a consumer that drops what a producer made. Now the first and those that follow
 //!   in the same 1 KiB are one change, and all but the first find neither segment nor maps anew: 342 instructions became
@@ -257,11 +264,7 @@
 //! - Best fit, worst fit, long-lived buffers from the other end, and whole free spans before parts of one, for the step of
 //!   large tensors: simulated on its sizes, first and best fit end at 331 MiB alike where 279 live at the peak, the others
 //!   higher. Only who knows what comes next packs it better.
-//! - Fewer looks at the whole area while blocks are kept, and magazines of 64 instead of 32: no less time, more memory.
-//! - Keeping blocks without any check for a second free: 9, 2 and 9 % less time in the rows `replace-*`, with magazines of
-//!   254 as well 19, 3 and 10 %. jemalloc, which does neither, would still be faster by half, by what a program waits for: its
-//!   two paths are 62 instructions together, and the processor sees that many more misses ahead.
-//! - A frame of its own for freeing where blocks are kept: 3 instructions less there, 11 more for another thread's block.
+//! - Fewer looks at the whole area while a thread recycles: no less time, more memory.
 //! - Keeping the bits of blocks freed one behind the other set until the run ends, one run a lane: a free in order is then two
 //!   compares and a store. Batches freed in order took 7 % less, at random 30 % more, a graph of `Rc` 15 % more: most runs
 //!   are of one block, and that is cleared one free later, by a mask that waits for what the free before wrote.
@@ -283,9 +286,8 @@
 //! Freeing twice is undefined behaviour, in safe Rust impossible; where the maps show it the program is ended, with a static
 //! message. They cannot show it when the memory belongs to another block by then, nor in three cases where the inline path
 //! does not look: a block of at most 1 KiB that another thread freed and its own thread frees again before that is told and
-//! folded in; and one whose end is its lane's position, because the block behind it was freed in between; and a kept block that
-//! another thread frees. What the
-//! backing made is the backing's to see.
+//! folded in; one whose end is its lane's position, because the block behind it was freed in between; and one whose memory is
+//! in the other lane's hole, or in any while the thread recycles. What the backing made is the backing's to see.
 //!
 //! # Sources
 //!

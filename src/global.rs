@@ -128,7 +128,17 @@ impl<A> StepAlloc<A> {
 #[cold]
 #[inline(never)]
 fn dealloc_inside(addr: usize, size: usize) {
-    if size <= SHORT_MAX && (thread::free_near(addr, size) || thread::free_beside(addr, size)) {
+    if thread::free_near(addr, size) {
+        return;
+    }
+    dealloc_theirs(addr, size);
+}
+
+/// Frees.
+#[cold]
+#[inline(never)]
+fn dealloc_theirs(addr: usize, size: usize) {
+    if size <= SHORT_MAX && thread::free_beside(addr, size) {
         return;
     }
     if thread::free_slow(addr, size) == Outcome::Misuse {
@@ -144,12 +154,12 @@ impl<A: GlobalAlloc> StepAlloc<A> {
         unsafe { self.backing.alloc(layout) }
     }
 
+    /// In a scope.
     #[cold]
     #[inline(never)]
     unsafe fn alloc_slow(&self, layout: Layout) -> *mut u8 {
-        let kept = thread::alloc_kept(layout.size(), layout.align());
-        if !kept.is_null() {
-            return kept;
+        if let Some(again) = thread::alloc_again(layout.size(), layout.align()) {
+            return again;
         }
         // SAFETY: the caller's promise.
         unsafe { self.alloc_anew(layout) }
@@ -173,6 +183,17 @@ impl<A: GlobalAlloc> StepAlloc<A> {
     #[cold]
     #[inline(never)]
     unsafe fn alloc_zeroed_slow(&self, layout: Layout) -> *mut u8 {
+        let again = thread::with_heap(|heap| {
+            let is_active = heap.is_active();
+            is_active
+                .then(|| heap.alloc_again(layout.size(), layout.align()))
+                .flatten()
+        });
+        if let Some(p) = again {
+            // SAFETY: a new block of this size.
+            unsafe { p.write_bytes(0, layout.size()) };
+            return p;
+        }
         match self.serve(layout) {
             Served::Arena(p, dirty) => {
                 // SAFETY: the block is new and at least `dirty` bytes long; behind them its memory was never used.
@@ -271,7 +292,9 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for StepAlloc<A> {
             // SAFETY: the layout is the caller's; its size is not 0; below both thresholds it is not mapped.
             Bumped::Outside if size.wrapping_sub(1) < self.small_outside() => unsafe { self.alloc_backing(layout) },
             // SAFETY: the caller's promise.
-            _ => unsafe { self.alloc_slow(layout) },
+            Bumped::Outside => unsafe { self.alloc_anew(layout) },
+            // SAFETY: the caller's promise.
+            Bumped::No => unsafe { self.alloc_slow(layout) },
         }
     }
 

@@ -17,7 +17,7 @@
 //! so that every call takes the slow path; while the thread recycles the area is, so that every free does.
 //!
 //! Here are the inline paths, freeing and resizing; `holes` finds the next hole, `frames` has what scopes leave, `magazines`
-//! what is kept, `purge` what goes back to the system.
+//! where blocks were freed, `purge` what goes back to the system.
 
 mod frames;
 mod holes;
@@ -195,6 +195,7 @@ pub struct Heap {
 pub struct Diverted {
     active: bool,
     positions: [usize; LANES],
+    recycled: usize,
 }
 
 /// What the inline half of allocation came to.
@@ -245,7 +246,7 @@ impl Heap {
             deeper: 0,
             suspensions: 0,
             counting: 0,
-            magazines: Magazines::EMPTY,
+            magazines: Magazines::NONE,
             map: LiveMap::NONE,
             marks: Marks::NONE,
             stayed: Stayed::NONE,
@@ -303,6 +304,7 @@ impl Heap {
                 spans,
                 self.huge,
             );
+            self.magazines.attach(base.add(l.magazines), base.add(l.warm));
             self.small_base = base.add(l.small);
             self.span_base = base.add(l.spans);
         }
@@ -439,12 +441,18 @@ impl Heap {
             .lanes
             .each_mut()
             .map(|lane| core::mem::replace(&mut lane.pos, MASKED));
-        Diverted { active, positions }
+        let recycled = self.magazines.hide();
+        Diverted {
+            active,
+            positions,
+            recycled,
+        }
     }
 
     /// Ends what `divert` began.
     pub fn undivert(&mut self, diverted: Diverted) {
         self.active = diverted.active;
+        self.magazines.show(diverted.recycled);
         for (lane, pos) in self.lanes.iter_mut().zip(diverted.positions) {
             lane.pos = pos;
         }
@@ -561,11 +569,6 @@ impl Heap {
         if !p.is_null() {
             return Ok(p);
         }
-        if self.is_recycling() && size <= SHORT_MAX && align <= grain(index) * GRANULE {
-            if let Some(p) = self.reuse(index, align_up(count, grain(index))) {
-                return Ok(p);
-            }
-        }
         if self.extend_hole(index) {
             let p = self.bump_any(index, count, align);
             if !p.is_null() {
@@ -634,13 +637,6 @@ impl Heap {
     /// Frees a block of this heap's segment.
     pub fn free(&mut self, addr: usize, size: usize) -> Freed {
         let done = if self.owns_small(addr) {
-            if self.is_recycling() {
-                match self.recycle_slow(addr, size) {
-                    Some(true) => return Freed::Yes,
-                    Some(false) => {}
-                    None => return Freed::Misuse,
-                }
-            }
             self.show();
             let done = self.free_small(addr, size);
             self.hide();
@@ -793,7 +789,6 @@ impl Heap {
 
     /// Makes what the process totals read up to date, remote frees folded, and says how many bytes the hole has.
     pub fn settle(&mut self) -> usize {
-        self.stop_recycling();
         self.spans.fold();
         self.publish();
         let holes = self.real_holes();
@@ -879,11 +874,10 @@ impl Heap {
         }
         let is_slow = self.is_masked() || self.is_recycling();
         assert_eq!(self.len == 0, is_slow, "frees on the inline path");
-        self.check_magazines();
         self.spans.debug_check();
     }
 
-    /// Live granules of the small area after folding; holes and what is kept do not count. For tests.
+    /// Live granules of the small area after folding; holes do not count. For tests.
     #[cfg(test)]
     pub fn live_granules(&mut self) -> usize {
         if self.segment.is_none() {
@@ -893,7 +887,7 @@ impl Heap {
         let hole = holes[0] + holes[1];
         self.map
             .count(self.small.high.div_ceil(WORD_GRANULES))
-            .wrapping_sub(hole + self.kept_granules())
+            .wrapping_sub(hole)
     }
 
     /// Units in used spans after folding. For tests.

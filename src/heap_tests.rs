@@ -5,7 +5,7 @@
 //! pattern changed, for invariants that do not hold after an operation, and for memory left over at the end.
 
 use super::*;
-use crate::layout::{SegmentLayout, CHUNK_GRANULES, HOLE_MAX, SEGMENT_MIN};
+use crate::layout::{SegmentLayout, CHUNK_GRANULES, HOLE_MAX, MAGAZINE_ROOM, SEGMENT_MIN};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
@@ -48,11 +48,19 @@ fn make(heap: &mut Heap, size: usize, align: usize) -> Result<*mut u8, Refused> 
     match heap.bump(size, align) {
         Bumped::Made(p) => Ok(p),
         Bumped::No => heap
-            .alloc_kept(size, align)
+            .alloc_again(size, align)
             .or_else(|| heap.next_hole(size, align))
             .map_or_else(|| heap.alloc(size, align), Ok),
         Bumped::Outside => heap.alloc(size, align),
     }
+}
+
+/// Frees a block by the paths that a thread tries, in their order.
+fn free(heap: &mut Heap, addr: usize, size: usize) -> Freed {
+    if heap.free_short(addr, size) == FreedShort::Yes || heap.free_near(addr, size) {
+        return Freed::Yes;
+    }
+    heap.free(addr, size)
 }
 
 struct Oracle<'a> {
@@ -172,8 +180,8 @@ impl<'a> Oracle<'a> {
                 };
                 assert!(done);
             }
-        } else if self.heap.free_short(addr, size) != FreedShort::Yes {
-            assert_eq!(self.heap.free(addr, size), Freed::Yes);
+        } else {
+            assert_eq!(free(&mut self.heap, addr, size), Freed::Yes);
         }
     }
 
@@ -631,9 +639,7 @@ fn replace_at_random(
         if round >= count {
             let (addr, size) = live[at];
             assert_eq!(taken.remove(&addr), Some(size));
-            if heap.free_short(addr, size) != FreedShort::Yes {
-                assert_eq!(heap.free(addr, size), Freed::Yes);
-            }
+            assert_eq!(free(heap, addr, size), Freed::Yes);
         }
         let addr = make(heap, size, 8).unwrap().addr();
         if let Some((&other, &len)) = taken.range(..addr + size).next_back() {
@@ -685,9 +691,10 @@ fn what_is_replaced_at_random_is_replaced_in_place() {
     }
 }
 
-/// Two blocks of each of some sizes, kept.
-fn keep_some(heap: &mut Heap) -> Vec<(usize, usize)> {
-    let sizes = [16, 40, 63, 64, 65, 500, 1_024];
+/// Two blocks of each of some sizes, freed and remembered.
+fn remember_some(heap: &mut Heap) -> Vec<(usize, usize)> {
+    make(heap, 16, 8).unwrap(); // the area's first granule is none that is remembered
+    let sizes = [16, 40, 63, 65, 500, 1_024];
     let blocks: Vec<_> = sizes
         .into_iter()
         .chain(sizes)
@@ -698,50 +705,207 @@ fn keep_some(heap: &mut Heap) -> Vec<(usize, usize)> {
     heap.start_recycling();
     for &(addr, size) in &blocks {
         assert_eq!(heap.free_short(addr, size), FreedShort::Elsewhere);
-        assert_eq!(heap.free(addr, size), Freed::Yes);
+        assert_eq!(free(heap, addr, size), Freed::Yes);
     }
     heap.debug_check();
+    assert_eq!(heap.remembered(), blocks.len());
     blocks
 }
 
-#[test]
-fn a_kept_block_goes_to_the_next_request_of_its_size() {
-    if guard::CHECKED {
-        return;
-    }
-    let private = Private::new();
-    let mut heap = private.heap();
-    let _scope = heap.enter();
-    let blocks = keep_some(&mut heap);
-    for lane in 0..LANES {
-        heap.give_up_hole(lane);
-    }
-    for &(addr, size) in blocks.iter().rev() {
-        assert_eq!(heap.bump(size, 8), Bumped::No);
-        assert_eq!(heap.alloc_kept(size, 8).map(|p| p.addr()), Some(addr), "{size} bytes");
-    }
-    heap.debug_check();
-    assert_eq!(heap.kept_granules(), 0);
+fn give_up_holes(heap: &mut Heap) {
+    (0..LANES).for_each(|lane| heap.give_up_hole(lane));
 }
 
 #[test]
-fn a_kept_block_is_not_freed_again() {
+fn a_remembered_block_goes_to_the_next_request_of_its_size() {
     if guard::CHECKED {
         return;
     }
     let private = Private::new();
     let mut heap = private.heap();
     let _scope = heap.enter();
-    for (addr, size) in keep_some(&mut heap) {
+    let blocks = remember_some(&mut heap);
+    let live = heap.live_granules();
+    give_up_holes(&mut heap);
+    for &(addr, size) in blocks.iter().rev() {
+        assert_eq!(heap.bump(size, 8), Bumped::No);
+        assert_eq!(heap.alloc_again(size, 2_048), None, "no block is aligned so");
+        assert_eq!(heap.alloc_again(size, 8).map(|p| p.addr()), Some(addr), "{size} bytes");
+    }
+    heap.debug_check();
+    assert_eq!(heap.remembered(), 0);
+    let made: usize = blocks.iter().map(|&(_, size)| granules(size)).sum();
+    assert_eq!(heap.live_granules(), live + made);
+}
+
+/// What is remembered is free: others may take it, and then nobody takes it again.
+#[test]
+fn a_remembered_block_that_was_taken_is_passed_by() {
+    if guard::CHECKED {
+        return;
+    }
+    for part in 0..3 {
+        let private = Private::new();
+        let mut heap = private.heap();
+        let _scope = heap.enter();
+        let blocks = remember_some(&mut heap);
+        give_up_holes(&mut heap);
+        for &(addr, size) in &blocks {
+            let (start, end) = (heap.granule(addr), heap.granule(addr) + granules(size));
+            match part {
+                0 => heap.set_free(start, end),
+                1 => heap.set_free(start, start + 1),
+                _ => heap.set_free(end - 1, end),
+            }
+        }
+        let live = heap.live_granules();
+        for &(_, size) in &blocks {
+            assert_eq!(heap.alloc_again(size, 8), None, "{size} bytes");
+        }
+        assert_eq!(
+            (heap.live_granules(), heap.remembered()),
+            (live, 0),
+            "all were looked at"
+        );
+        heap.debug_check();
+    }
+}
+
+/// Blocks of 49 to 63 bytes and of 64 share a magazine, but only the latter begin at a line.
+#[test]
+fn a_line_begins_at_a_line() {
+    if guard::CHECKED {
+        return;
+    }
+    let private = Private::new();
+    let mut heap = private.heap();
+    let _scope = heap.enter();
+    make(&mut heap, 16, 8).unwrap();
+    let off = make(&mut heap, 60, 8).unwrap().addr();
+    let at = make(&mut heap, 64, 8).unwrap().addr();
+    let last = [48, 200].map(|size| make(&mut heap, size, 8).unwrap());
+    assert!(last.iter().all(|p| !p.is_null()) && off % 64 != 0);
+    heap.start_recycling();
+    for (addr, size) in [(at, 64), (off, 60)] {
+        assert_eq!(free(&mut heap, addr, size), Freed::Yes);
+    }
+    assert_eq!(heap.alloc_again(64, 8), None, "it begins beside a line");
+    assert_eq!(heap.alloc_again(60, 8).map(|p| p.addr()), Some(at), "a line will do");
+    heap.debug_check();
+}
+
+/// Of more blocks than a magazine has room for the last are remembered, last first.
+#[test]
+fn the_oldest_are_forgotten() {
+    if guard::CHECKED {
+        return;
+    }
+    let private = Private::new();
+    let mut heap = private.heap();
+    let _scope = heap.enter();
+    let blocks: Vec<_> = (0..300).map(|_| make(&mut heap, 100, 8).unwrap().addr()).collect();
+    make(&mut heap, 100, 8).unwrap();
+    heap.start_recycling();
+    for &addr in &blocks {
+        assert_eq!(free(&mut heap, addr, 100), Freed::Yes);
+    }
+    assert_eq!(heap.remembered(), MAGAZINE_ROOM);
+    for &addr in blocks.iter().rev().take(MAGAZINE_ROOM) {
+        assert_eq!(heap.alloc_again(100, 8).map(|p| p.addr()), Some(addr));
+    }
+    assert_eq!(heap.alloc_again(100, 8), None);
+    assert_eq!(
+        (heap.remembered(), heap.map.is_live(heap.granule(blocks[0]), 1)),
+        (0, false)
+    );
+    heap.debug_check();
+}
+
+#[test]
+fn a_remembered_block_is_not_freed_again() {
+    if guard::CHECKED {
+        return;
+    }
+    let private = Private::new();
+    let mut heap = private.heap();
+    let _scope = heap.enter();
+    for (addr, size) in remember_some(&mut heap) {
         assert!(!heap.free_near(addr, size));
         assert_eq!(heap.free(addr, size), Freed::Misuse, "{size} bytes");
+        assert!(!heap.free_near(addr + 1, size), "no block begins there");
     }
-    // With no room left for more of its size too.
-    let blocks = [(); 40].map(|()| make(&mut heap, 100, 8).unwrap().addr());
-    make(&mut heap, 100, 8).unwrap(); // so that none of them ends at the position
-    assert!(blocks.into_iter().all(|addr| heap.free(addr, 100) == Freed::Yes));
-    assert!(blocks.into_iter().all(|addr| heap.free(addr, 100) == Freed::Misuse));
+    assert!(!heap.free_near(heap.small_base.addr() + heap.small.high * GRANULE, 16));
+    let live = make(&mut heap, 400, 8).unwrap().addr();
+    assert!(
+        !heap.free_near(live + 8, 300) && !heap.free_near(live + 16, 300),
+        "none begins there"
+    );
+    assert_eq!(free(&mut heap, live, 400), Freed::Yes);
     heap.debug_check();
+}
+
+#[test]
+fn a_block_of_another_thread_is_not_remembered() {
+    if guard::CHECKED {
+        return;
+    }
+    let privates = [Private::new(), Private::new()];
+    let [mut heap, mut other] = [privates[0].heap(), privates[1].heap()];
+    let _scopes = [heap.enter(), other.enter()];
+    let count = remember_some(&mut heap).len();
+    let theirs = make(&mut other, 100, 8).unwrap().addr();
+    assert!(!heap.free_near(theirs, 100));
+    assert_eq!(heap.remembered(), count);
+    assert_eq!(free(&mut other, theirs, 100), Freed::Yes);
+    // Nor is a span of its own.
+    let span = heap.alloc(100_000, 8).unwrap().addr();
+    assert!(!heap.free_near(span, 100));
+    assert_eq!(free(&mut heap, span, 100_000), Freed::Yes);
+    heap.debug_check();
+}
+
+/// Who asks whether a request comes through here must not be served by a magazine.
+#[test]
+fn what_is_diverted_is_served_by_no_magazine() {
+    if guard::CHECKED {
+        return;
+    }
+    let private = Private::new();
+    let mut heap = private.heap();
+    let _scope = heap.enter();
+    let blocks = remember_some(&mut heap);
+    let diverted = heap.divert();
+    for &(_, size) in &blocks {
+        assert_eq!(heap.bump(size, 1), Bumped::No);
+        assert_eq!(heap.alloc_again(size, 1), None);
+        assert_eq!(heap.next_hole(size, 1), None);
+    }
+    heap.undivert(diverted);
+    heap.debug_check();
+    assert_eq!(heap.remembered(), blocks.len());
+}
+
+/// Requests that find a block are work too: the area that they use is joined to huge pages sooner for it.
+#[test]
+fn what_is_replaced_in_place_pays_for_huge_pages() {
+    if guard::CHECKED {
+        return;
+    }
+    let private = Private::new();
+    let mut heap = private.heap();
+    let _scope = heap.enter();
+    remember_some(&mut heap);
+    let worked = heap.pass.worked;
+    for _ in 0..1_000 {
+        let addr = heap.alloc_again(40, 8).unwrap().addr();
+        assert!(heap.free_near(addr, 40));
+    }
+    heap.note_miss();
+    assert!(
+        (10..=50).contains(&(heap.pass.worked - worked)),
+        "{} calls",
+        heap.pass.worked
+    );
 }
 
 #[test]
@@ -752,104 +916,107 @@ fn a_suspension_ends_no_recycling() {
     let private = Private::new();
     let mut heap = private.heap();
     let scope = heap.enter();
-    keep_some(&mut heap);
-    let kept = heap.kept_granules();
+    let count = remember_some(&mut heap).len();
     let suspension = heap.enter_slow(Kind::Outside);
     heap.debug_check();
     heap.leave(suspension);
     heap.debug_check();
-    assert!(heap.is_recycling() && kept > 0 && heap.kept_granules() == kept);
+    assert!(heap.is_recycling() && heap.remembered() == count);
     // Not so a scope that ends inside one.
     let suspension = heap.enter_slow(Kind::Outside);
     heap.leave(scope);
     heap.debug_check();
-    assert_eq!(heap.kept_granules(), 0);
+    assert!(!heap.is_recycling());
     heap.leave(suspension);
     heap.debug_check();
 }
 
 #[test]
-fn what_is_in_the_other_lanes_hole_is_not_kept() {
+fn recycling_ends_with_the_scope_the_counting_and_the_thread() {
     if guard::CHECKED {
         return;
     }
-    for (size, count, other) in [(16, 64, 1), (1_024, 1, 0)] {
-        let private = Private::new();
-        let mut heap = private.heap();
-        let _scope = heap.enter();
-        let blocks: Vec<usize> = (0..count).map(|_| make(&mut heap, size, 8).unwrap().addr()).collect();
-        let _behind = make(&mut heap, size, 8).unwrap();
-        assert!(blocks.iter().all(|&addr| heap.free(addr, size) == Freed::Yes));
-        let start = heap.granule(blocks[0]);
-        heap.give_up_hole(other);
-        heap.take(other, start, start + 64);
-        heap.start_recycling();
-        heap.debug_check();
-        for &addr in &blocks {
-            assert_eq!(heap.free(addr, size), Freed::Misuse, "{size} bytes");
-        }
-        assert_eq!(heap.kept_granules(), 0);
-        heap.debug_check();
-    }
-}
-
-#[test]
-fn what_is_free_is_not_kept() {
-    if guard::CHECKED {
-        return;
-    }
-    for size in [16, 40, 64, 500, 1_024] {
-        let private = Private::new();
-        let mut heap = private.heap();
-        let _scope = heap.enter();
-        let [early, _live, last] = [(); 3].map(|()| make(&mut heap, size, 8).unwrap().addr());
-        assert_eq!(heap.free_short(early, size), FreedShort::Yes);
-        heap.start_recycling();
-        assert_eq!(heap.free(early, size), Freed::Misuse, "freed before, {size} bytes");
-        assert_eq!(heap.free(last, size), Freed::Yes);
-        assert_eq!(
-            make(&mut heap, size, 8).map(|p| p.addr()),
-            Ok(last),
-            "the position moved back"
-        );
-        assert_eq!(heap.free(last, size), Freed::Yes);
-        assert_eq!(heap.free(last, size), Freed::Misuse, "in the hole, {size} bytes");
-        assert_eq!(heap.kept_granules(), 0);
-        heap.debug_check();
-    }
-}
-
-#[test]
-fn what_is_kept_is_let_go_where_somebody_looks() {
-    if guard::CHECKED {
-        return;
-    }
-    type Look = fn(&mut Heap, Ticket);
-    let looks: [(&str, Look); 5] = [
+    type End = fn(&mut Heap, Ticket);
+    let ends: [(&str, End); 3] = [
         ("leaving", |heap, scope| heap.leave(scope)),
         ("counting", |heap, _| {
             assert_ne!(heap.enter_slow(Kind::Counted), Ticket::INERT)
         }),
-        ("figures", |heap, _| assert!(heap.settle() > 0)),
-        ("trimming", |heap, _| _ = heap.trim()),
         ("the thread's end", |heap, _| assert_eq!(heap.detach(), Some(0))),
     ];
-    for (name, look) in looks {
+    for (name, end) in ends {
         let private = Private::new();
         let mut heap = private.heap();
         let scope = heap.enter();
-        keep_some(&mut heap);
-        assert!(heap.kept_granules() > 0);
-        let (map, live, words) = (heap.map, heap.live_granules(), heap.small.high / WORD_GRANULES);
-        look(&mut heap, scope);
+        let (addr, size) = remember_some(&mut heap)[0];
+        end(&mut heap, scope);
         heap.debug_check();
-        assert!(!heap.is_recycling() && heap.kept_granules() == 0, "{name}");
+        assert!(!heap.is_recycling(), "{name}");
+        assert!(
+            !heap.free_near(addr, size) && heap.alloc_again(size, 8).is_none(),
+            "{name}"
+        );
         if heap.segment.is_some() {
-            assert_eq!(heap.live_granules(), live, "{name}");
-        } else {
-            assert_eq!(map.count(words), live, "{name}");
+            heap.start_recycling();
+            assert_eq!(heap.remembered(), 0, "{name}");
         }
     }
+}
+
+/// A page that went back is not taken for one that was used: its chunk would stay clean.
+#[test]
+fn what_goes_back_is_forgotten() {
+    if guard::CHECKED {
+        return;
+    }
+    let private = Private::new();
+    let mut heap = private.heap();
+    let _scope = heap.enter();
+    make(&mut heap, 16, 8).unwrap();
+    let blocks: Vec<_> = (0..256).map(|_| make(&mut heap, 1_024, 8).unwrap().addr()).collect();
+    make(&mut heap, 1_024, 8).unwrap();
+    heap.start_recycling();
+    for &addr in &blocks {
+        assert_eq!(free(&mut heap, addr, 1_024), Freed::Yes);
+    }
+    assert_eq!(heap.remembered(), 256);
+    heap.trim();
+    assert!(heap.is_recycling());
+    heap.debug_check();
+    let again = heap.alloc_again(1_024, 8);
+    heap.debug_check();
+    assert_eq!((again, heap.remembered()), (None, 0));
+}
+
+/// Chunks in which blocks are made in the place of others are in use, though no hole is taken there.
+#[test]
+fn where_blocks_are_replaced_in_place_nothing_ages() {
+    if guard::CHECKED {
+        return;
+    }
+    let private = Private::new();
+    let mut heap = private.heap();
+    let scope = heap.enter();
+    let blocks: Vec<_> = (0..256).map(|_| make(&mut heap, 1_024, 8).unwrap().addr()).collect();
+    let (busy, idle) = (
+        heap.granule(blocks[1]) / CHUNK_GRANULES,
+        heap.granule(blocks[130]) / CHUNK_GRANULES,
+    );
+    heap.start_recycling();
+    for _ in 0..3 {
+        assert_eq!(free(&mut heap, blocks[1], 1_024), Freed::Yes);
+        assert_eq!(heap.alloc_again(1_024, 8).map(|p| p.addr()), Some(blocks[1]));
+        heap.end_interval();
+        heap.debug_check();
+        assert!(!heap.marks.is_aged(busy));
+    }
+    assert!(heap.marks.is_aged(idle) || !heap.marks.is_dirty(idle));
+    // What the last interval saw is not lost where recycling ends in it.
+    assert_eq!(free(&mut heap, blocks[1], 1_024), Freed::Yes);
+    assert!(heap.alloc_again(1_024, 8).is_some());
+    heap.leave(scope);
+    heap.end_interval();
+    assert!(!heap.marks.is_aged(busy));
 }
 
 #[test]
@@ -860,7 +1027,7 @@ fn recycling_ends_where_nothing_is_found() {
     let private = Private::new();
     let mut heap = private.heap();
     let _scope = heap.enter();
-    keep_some(&mut heap);
+    remember_some(&mut heap);
     let mut made = 0;
     while heap.is_recycling() {
         make(&mut heap, 300, 8).unwrap();
@@ -1189,10 +1356,11 @@ fn search(program: &[(u8, u8, u8)]) -> usize {
                     let at = match inline {
                         Bumped::Made(p) => p,
                         _ => {
-                            let kept = quick.alloc_kept(size, 8);
-                            let found = kept.or_else(|| quick.next_hole(size, 8));
-                            near += usize::from(kept.is_none() && found.is_some());
-                            let other = slow.alloc(size, 8).unwrap();
+                            let again = quick.alloc_again(size, 8);
+                            let found = again.or_else(|| quick.next_hole(size, 8));
+                            near += usize::from(again.is_none() && found.is_some());
+                            let other = slow.alloc_again(size, 8);
+                            let other = other.unwrap_or_else(|| slow.alloc(size, 8).unwrap());
                             let one = found.unwrap_or_else(|| quick.alloc(size, 8).unwrap());
                             assert_eq!(one.addr() - quick.base, other.addr() - slow.base);
                             one
@@ -1209,7 +1377,7 @@ fn search(program: &[(u8, u8, u8)]) -> usize {
                     index += 1;
                     let goes = index % each == 0 && (b % 2 == 0 || index % 64 < 32);
                     for heap in heaps.iter_mut().filter(|_| goes) {
-                        assert_eq!(heap.free(heap.base + offset, size), Freed::Yes);
+                        assert_eq!(free(heap, heap.base + offset, size), Freed::Yes);
                     }
                     !goes
                 });

@@ -29,6 +29,10 @@ pub const SHORT_MAX: usize = WORD_BYTES;
 /// an eighth, and first fit keeps them dense. (With 32 KiB the recorded random forest, whose live blocks are mostly of 14
 /// KiB, needs 1.32 times its live peak; with 8 KiB 1.09.)
 pub const SMALL_MAX: usize = 8 * 1024;
+/// Freed blocks of as many granules that are remembered while a thread recycles.
+pub const MAGAZINE_ROOM: usize = 256;
+/// Bytes of all magazines: a `u32` for each block, for each number of granules of a short block.
+const MAGAZINES_BYTES: usize = SHORT_MAX / GRANULE * MAGAZINE_ROOM * 4;
 /// The largest alignment of the small area, bytes; beyond it a block gets a span.
 pub const SMALL_ALIGN_MAX: usize = 4096;
 /// From this size a block in a scope is aligned to a cache line, bytes.
@@ -116,7 +120,7 @@ pub const fn scope_align(size: usize, align: usize) -> usize {
 pub struct SegmentLayout {
     /// The whole segment, a power of two.
     pub bytes: usize,
-    /// The header, marks, stayed pages, region table and what backs the segment, committed when it is claimed first.
+    /// The header, marks, stayed pages, region table, what backs the segment and magazines, committed when it is claimed first.
     pub head_bytes: usize,
     /// Three bitmaps of the small area's chunks, each of `mark_words` words.
     pub marks: usize,
@@ -128,6 +132,10 @@ pub struct SegmentLayout {
     pub region_longest: usize,
     /// What backs each 2 MiB of the segment, a byte each.
     pub backing: usize,
+    /// A byte for each chunk of the small area: whether a block was made in the place of another there of late.
+    pub warm: usize,
+    /// A magazine of `MAGAZINE_ROOM` times `u32` for each number of granules of a short block.
+    pub magazines: usize,
     /// The live map.
     pub live: usize,
     /// The remote map.
@@ -159,7 +167,9 @@ impl SegmentLayout {
         let stayed = marks + mark_words * 8 * 3;
         let region_longest = stayed + mark_words * 64 * 2;
         let backing = region_longest + regions_most * 4;
-        let head_bytes = align_up(backing + bytes / HUGE_PAGE, PART);
+        let warm = backing + bytes / HUGE_PAGE;
+        let magazines = align_up(warm + small_bytes / CHUNK, CACHE_LINE);
+        let head_bytes = align_up(magazines + MAGAZINES_BYTES, PART);
         let map_bytes = align_up(small_bytes / GRANULE / 8, PART);
         let live = head_bytes;
         let remote = live + map_bytes;
@@ -176,6 +186,8 @@ impl SegmentLayout {
             stayed,
             region_longest,
             backing,
+            warm,
+            magazines,
             live,
             remote,
             tables,
@@ -271,7 +283,9 @@ mod tests {
             assert_eq!(l.stayed, HEADER_BYTES + 24 * l.mark_words);
             assert_eq!(l.region_longest, l.stayed + 128 * l.mark_words);
             assert_eq!(l.backing, l.region_longest + 4 * most);
-            assert_eq!(l.head_bytes, part(l.backing + bytes / (2 << 20)));
+            assert_eq!(l.warm, l.backing + bytes / (2 << 20));
+            assert_eq!(l.magazines, (l.warm + l.small_bytes / CHUNK).next_multiple_of(64));
+            assert_eq!(l.head_bytes, part(l.magazines + 64 * 256 * 4));
             assert_eq!((l.live, l.remote), (l.head_bytes, l.head_bytes + part(map_bytes)));
             assert_eq!(l.tables, l.remote + part(map_bytes));
             let area = (2 << 20).min(bytes / 16);

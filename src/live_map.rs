@@ -295,6 +295,16 @@ unsafe fn clear_across(live: *const AtomicU64, first: usize, last: usize) -> boo
     let low = u64::MAX.wrapping_shl((first / GRANULE) as u32);
     let high = ONES[last / GRANULE % WORD_GRANULES];
     // SAFETY: by the caller's promise; the block reaches into the second word, so it is committed too.
+    unsafe { clear_in_two(live, (first, low), (last, high)) }
+}
+
+/// Clears these bits of the words of two addresses; `false` if one of them was clear. Then only the first word's may be.
+///
+/// # Safety
+/// Both words are committed, and the caller is the owner.
+#[inline(always)]
+unsafe fn clear_in_two(live: *const AtomicU64, (first, low): (usize, u64), (last, high): (usize, u64)) -> bool {
+    // SAFETY: by the caller's promise.
     unsafe {
         clear_bits(&*live.wrapping_add(first / WORD_BYTES), low)
             && clear_bits(&*live.wrapping_add(last / WORD_BYTES), high)
@@ -313,28 +323,53 @@ fn clear_bits(word: &AtomicU64, ones: u64) -> bool {
     done
 }
 
-/// Whether all bits of a short block are set in the owner's live map; what is freed remotely counts as live. Without a branch.
+/// A short block's bits, without a branch that depends on where it is: those in its first word and those in the next.
+#[inline(always)]
+fn bits_of(first: usize, reach: usize) -> (u64, u64) {
+    let ones = ONES[reach / GRANULE % WORD_GRANULES];
+    // Shifts take their count modulo 64. What the first pushes out is the second word's; in two shifts, for nothing is
+    // pushed out by 0.
+    let shift = (first / GRANULE) as u32;
+    (ones.wrapping_shl(shift), (ones >> 1).wrapping_shr(!shift))
+}
+
+/// As `clear_short` for a block of at most a word's memory, without a branch that depends on where it is. After a double free
+/// some of its bits may be clear.
 ///
 /// # Safety
 /// As `clear_short`.
 #[inline(always)]
-pub unsafe fn is_live_short(live: *const AtomicU64, first: usize, last: usize) -> bool {
-    let others = (last.wrapping_sub(first) / GRANULE) as u32;
-    let ones = 2u64.wrapping_shl(others).wrapping_sub(1);
-    let shift = (first / GRANULE % WORD_GRANULES) as u32;
-    let low = ones.wrapping_shl(shift);
-    // What that pushed out; in two shifts, for nothing is pushed out by 0.
-    let high = (ones >> 1).wrapping_shr(63u32.wrapping_sub(shift));
-    // SAFETY: by the caller's promise; the second is the first again where the block ends in it.
-    let words = unsafe {
-        [
+#[must_use]
+pub unsafe fn clear_anywhere(live: *const AtomicU64, first: usize, reach: usize) -> bool {
+    let (low, high) = bits_of(first, reach);
+    // SAFETY: by the caller's promise; the second word is the first again, of which nothing is asked, where the block ends
+    // in it.
+    unsafe { clear_in_two(live, (first, low), (first.wrapping_add(reach), high)) }
+}
+
+/// Sets the bits of a short block in the owner's live map if all are clear; whether they were.
+///
+/// # Safety
+/// As `clear_short`.
+#[inline(always)]
+#[must_use]
+pub unsafe fn take_short(live: *const AtomicU64, first: usize, reach: usize) -> bool {
+    let (low, high) = bits_of(first, reach);
+    // SAFETY: as in `clear_anywhere`.
+    let (one, two) = unsafe {
+        let last = first.wrapping_add(reach);
+        (
             &*live.wrapping_add(first / WORD_BYTES),
             &*live.wrapping_add(last / WORD_BYTES),
-        ]
+        )
     };
     // Relaxed: only the owner writes the live map.
-    let [one, two] = words.map(|word| !word.load(Ordering::Relaxed));
-    one & low | two & high == 0
+    if one.load(Ordering::Relaxed) & low != 0 || two.load(Ordering::Relaxed) & high != 0 {
+        return false;
+    }
+    one.store(one.load(Ordering::Relaxed) | low, Ordering::Relaxed);
+    two.store(two.load(Ordering::Relaxed) | high, Ordering::Relaxed);
+    true
 }
 
 #[cfg(test)]
@@ -392,23 +427,28 @@ mod tests {
                 maps.map().set(0, 256);
                 let live = by_address(&maps.map(), base);
                 let (first, last) = (base + start * GRANULE, base + (start + count) * GRANULE - 1);
-                // SAFETY: the map holds 256 granules and this thread owns it.
-                unsafe {
-                    assert!(is_live_short(live, first, last));
-                    assert!(clear_short(live, first, last - first));
-                }
                 let expected: Vec<bool> = (0..256).map(|g| !(start..start + count).contains(&g)).collect();
-                assert_eq!(maps.bits(), expected);
+                // SAFETY: the map holds 256 granules and this thread owns it.
+                let short = || unsafe { clear_short(live, first, last - first) };
+                // SAFETY: as above.
+                let anywhere = || unsafe { clear_anywhere(live, first, last - first) };
+                // SAFETY: as above.
+                let take = || unsafe { take_short(live, first, last - first) };
+                for clear in [&short as &dyn Fn() -> bool, &anywhere] {
+                    assert!(!take(), "it is taken");
+                    assert!(clear());
+                    assert_eq!(maps.bits(), expected);
+                    assert!(!clear(), "a second clear is a double free");
+                    assert!(take());
+                    assert!(maps.bits().iter().all(|&bit| bit));
+                }
                 for hole in 0..count {
                     maps.map().set(0, 256);
                     assert!(maps.map().clear(start + hole, start + hole + 1));
-                    // SAFETY: as above.
-                    assert!(!unsafe { is_live_short(live, first, last) });
+                    let one: Vec<bool> = (0..256).map(|g| g != start + hole).collect();
+                    assert!(count == 1 || !take() && maps.bits() == one, "nothing has changed");
+                    assert!(!anywhere());
                 }
-                maps.map().set(0, 256);
-                assert!(maps.map().clear(start, start + count));
-                // SAFETY: as above.
-                assert!(!unsafe { clear_short(live, first, last - first) });
             }
         }
     }

@@ -60,11 +60,10 @@ impl Marks {
         clean
     }
 
-    /// Whether touching the chunk again would change nothing.
+    /// Whether touching the chunk again would change nothing: what was touched is dirty.
     #[inline]
     fn is_recent(&mut self, chunk: usize) -> bool {
-        let both = *self.word(TOUCHED, chunk / 64) & *self.word(DIRTY, chunk / 64);
-        both >> (chunk % 64) & 1 == 1
+        *self.word(TOUCHED, chunk / 64) >> (chunk % 64) & 1 == 1
     }
 
     /// How many of the first `chunks` chunks may have pages in memory.
@@ -86,7 +85,9 @@ impl Marks {
 
     /// Notes that the chunk's pages were given back.
     pub fn clean(&mut self, chunk: usize) {
-        *self.word(DIRTY, chunk / 64) &= !(1 << (chunk % 64));
+        let mask = !(1 << (chunk % 64));
+        *self.word(DIRTY, chunk / 64) &= mask;
+        *self.word(TOUCHED, chunk / 64) &= mask;
     }
 
     /// Notes that the chunk's free pages were given back, and that it has others: it may have pages in memory, and was not

@@ -247,10 +247,10 @@ pub fn alloc_near(size: usize, align: usize) -> *mut u8 {
     })
 }
 
-/// A kept block for a thread in a scope. Null if it has none.
+/// A block in the place of one of its size, for a thread in a scope that remembers one.
 #[inline(always)]
-pub fn alloc_kept(size: usize, align: usize) -> *mut u8 {
-    with_heap(|heap| heap.alloc_kept(size, align).unwrap_or(core::ptr::null_mut()))
+pub fn alloc_again(size: usize, align: usize) -> Option<*mut u8> {
+    with_heap(|heap| heap.alloc_again(size, align))
 }
 
 /// Frees a short block of another thread beside the one that was freed last. `false` leaves it to `free_slow`.
@@ -263,7 +263,7 @@ pub fn free_beside(addr: usize, size: usize) -> bool {
     with_slot(|slot| with_gathered(slot, |gathered| gathered.add(addr, size) || next(gathered, addr, size)))
 }
 
-/// Frees a short block of a thread that keeps such blocks. `false` leaves it to `free_slow`.
+/// Frees a short block of a thread that remembers such blocks. `false` leaves it to `free_slow`.
 #[inline(always)]
 pub fn free_near(addr: usize, size: usize) -> bool {
     with_heap(|heap| heap.free_near(addr, size))

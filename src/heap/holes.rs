@@ -19,7 +19,7 @@ use crate::sys;
 
 /// Fresh memory becomes a hole in steps of this, granules: as long as a hole may be.
 const FRESH: usize = HOLE_MAX;
-/// The same while the thread recycles: what is kept serves most requests.
+/// The same while the thread recycles: what is remembered serves most requests.
 const FRESH_RECYCLING: usize = WORD_GRANULES;
 /// A hole in memory used before is no longer than this at first, granules; it is lengthened when it is used up. Each step
 /// that leaves an escapee takes its hole anew, bit by bit.
@@ -256,7 +256,6 @@ impl Heap {
         let (start, end) = match self.grow(fresh, fresh.wrapping_add(step.max(need)), fresh.wrapping_add(need)) {
             Ok(end) => (fresh, end),
             Err(refused) => {
-                self.stop_recycling();
                 let found = self.look_when_full(index, paid, count_min, align, HOLE_FIRST);
                 if found.is_none() {
                     self.set_mark(index, self.small.high);

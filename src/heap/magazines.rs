@@ -1,24 +1,20 @@
-//! Blocks freed a moment ago, kept for the next request of their size: what is replaced at random is replaced in place.
+//! Where blocks were freed a moment ago, for the next request of their size: what is replaced at random is replaced in place.
 //!
 //! **Problem.** Where blocks live and die at random in one long scope, each new one goes to the next hole: a search, cold
-//! memory, and holes that fit less and less. **Invariant.** A kept block's bits stay set (H1), so nobody else gets its
-//! memory; it is in one magazine, once. **Consequence.** It can be handed out as it is, still in the cache, and what
-//! lives stays as dense as it was.
+//! memory, and holes that fit less and less. **Answer.** A block that is freed is *remembered* in the magazine of its size,
+//! and the next request of that size looks there first. **Consequence.** Mostly its memory is still free, still in the
+//! cache, and as long as is wanted. A magazine is a hint: the block is free like any other, its bits are clear (H1), a hole
+//! may get its memory meanwhile, and whoever takes it reads the bits (H2). What it says wrongly costs a look.
 //!
-//! Steps that free what they made are better off without: so blocks are kept only while a thread *recycles*. It begins to
-//! within one scope when many holes in turn were short, or when two looks at the area in turn find that some of it is free; it
-//! ends when a scope is left or few requests find a block. Meanwhile the area is masked, so that frees take the slow path.
+//! Steps that free what they made are better off without: so blocks are remembered only while a thread *recycles*. It begins
+//! to within one scope when many holes in turn were short, or when two looks at the area in turn find that some of it is free;
+//! it ends when a scope is left or few requests find a block. Meanwhile the area is masked, so that frees take the slow path.
 
-use super::{grain, lane_of, Heap, LANES};
+use super::Heap;
 use crate::hint::unlikely;
-use crate::layout::{GRANULE, LINE_FROM, SHORT_MAX};
-use crate::live_map::is_live_short;
+use crate::layout::{line_mask, CHUNK_GRANULES, GRANULE, MAGAZINE_ROOM, SHORT_MAX, WORD_GRANULES};
+use crate::live_map::{clear_anywhere, take_short};
 
-/// Sizes of lane 0, in granules, and of lane 1, in lines.
-const CLASSES_BELOW: usize = LINE_FROM / GRANULE;
-const CLASSES: usize = CLASSES_BELOW + SHORT_MAX / LINE_FROM;
-/// Blocks of one size that are kept. Pushes and pops at random meet one of the ends once in 33 times.
-const ROOM: usize = 32;
 /// Recycling begins when this many holes in turn were short.
 const STREAK: i32 = 512;
 /// A hole of fewer granules is short.
@@ -30,18 +26,37 @@ const MISS: i32 = 4;
 /// After that it begins no more for this many holes; each look is worth `REST_LOOK` of them.
 const REST: i32 = 16_384;
 const REST_LOOK: i32 = 4_096;
-/// No block begins here.
-const NONE: u32 = u32::MAX;
+/// As many requests that found a block pay as much for huge pages as one slow call.
+const FOUND_PAYS: usize = 64;
+/// No block is remembered here; nor is one that begins at the area's first granule.
+const NONE: u32 = 0;
 
-/// A stack of blocks for each size, by their first granule.
-#[repr(C, align(64))]
+/// A place in a magazine: one behind the last is the first again.
+type Top = u8;
+const _: () = assert!(MAGAZINE_ROOM == Top::MAX as usize + 1);
+
+/// The first granules of the blocks of one size that were freed last; a new one takes the oldest's place.
+type Magazine = [u32; MAGAZINE_ROOM];
+
+/// A magazine for each number of granules of a short block, less one. Blocks of 49 to 63 bytes and of 64 share one; in others
+/// from there on only each fourth is used, for blocks are of whole lines.
+type Places = [Magazine; WORD_GRANULES];
+
+/// What is remembered, and whether it is.
 pub(super) struct Magazines {
-    places: [[u32; ROOM]; CLASSES],
-    counts: [u8; CLASSES],
-    /// Whether the thread recycles.
-    on: bool,
-    /// Requests that found a block, less `MISS` times those that did not.
+    /// In the segment; null without one.
+    places: *mut Places,
+    /// A byte for each chunk of the small area: whether a block was made there in the place of another since the interval
+    /// began.
+    warm: *mut u8,
+    /// Bytes of the small area while the thread recycles, else 0.
+    area: usize,
+    /// The place behind the last of each magazine.
+    tops: [Top; WORD_GRANULES],
+    /// Requests that found a block, less `MISS` times those that did not, up to the last that did not.
     score: i32,
+    /// Requests that found one since.
+    found: i32,
     /// Short holes in turn; below 0 for as long as it rests.
     streak: i32,
     /// The serial of the last scope entered when the area was looked at last.
@@ -49,40 +64,71 @@ pub(super) struct Magazines {
 }
 
 impl Magazines {
-    pub(super) const EMPTY: Magazines = Magazines {
-        places: [[NONE; ROOM]; CLASSES],
-        counts: [0; CLASSES],
-        on: false,
+    pub(super) const NONE: Magazines = Magazines {
+        places: core::ptr::null_mut(),
+        warm: core::ptr::null_mut(),
+        area: 0,
+        tops: [0; WORD_GRANULES],
         score: 0,
+        found: 0,
         streak: 0,
         looked_in: 0,
     };
-}
 
-/// The magazine of blocks of `count` granules in a lane.
-#[inline(always)]
-fn class(lane: usize, count: usize) -> usize {
-    let shift = grain(1).trailing_zeros().wrapping_mul(lane as u32);
-    count
-        .wrapping_shr(shift)
-        .wrapping_add(lane.wrapping_mul(CLASSES_BELOW))
-        .wrapping_sub(1)
-}
+    /// Takes the segment's magazines, and its bytes of chunks.
+    ///
+    /// # Safety
+    /// They are aligned, committed and this heap's alone as long as it recycles.
+    pub(super) unsafe fn attach(&mut self, places: *mut u8, warm: *mut u8) {
+        (self.places, self.warm) = (places.cast(), warm);
+    }
 
-/// The granules of a magazine's blocks.
-fn granules_of(class: usize) -> usize {
-    if class < CLASSES_BELOW {
-        class.wrapping_add(1)
-    } else {
-        class.wrapping_sub(CLASSES_BELOW).wrapping_add(1).wrapping_mul(grain(1))
+    /// Remembers a free block of `others` granules and one, which begins at granule `start`.
+    #[inline(always)]
+    fn push(&mut self, others: usize, start: usize) {
+        let top = &mut self.tops[others % WORD_GRANULES];
+        // SAFETY: the promise made to `attach`, for there is a segment; any `Top` is a place.
+        unsafe { (*self.places)[others % WORD_GRANULES][usize::from(*top)] = start as u32 };
+        *top = top.wrapping_add(1);
+    }
+
+    /// Where the last such block began, if it is still remembered.
+    #[inline(always)]
+    fn pop(&mut self, others: usize) -> Option<usize> {
+        let top = &mut self.tops[others % WORD_GRANULES];
+        let last = top.wrapping_sub(1);
+        // SAFETY: as in `push`.
+        let place = unsafe { &mut (*self.places)[others % WORD_GRANULES][usize::from(last)] };
+        if *place == NONE {
+            return None;
+        }
+        *top = last;
+        Some(core::mem::replace(place, NONE) as usize)
+    }
+
+    /// Hides what is remembered; for `show`.
+    pub(super) fn hide(&mut self) -> usize {
+        core::mem::take(&mut self.area)
+    }
+
+    /// Ends what `hide` began.
+    pub(super) fn show(&mut self, hidden: usize) {
+        self.area = hidden;
+    }
+
+    /// Remembers nothing that was. A magazine that nothing was put into is not written to: it needs no memory.
+    fn forget(&mut self) {
+        for others in 0..WORD_GRANULES {
+            while self.pop(others).is_some() {}
+        }
     }
 }
 
 impl Heap {
-    /// Whether blocks are kept.
+    /// Whether freed blocks are remembered.
     #[inline(always)]
     pub(super) fn is_recycling(&self) -> bool {
-        self.magazines.on
+        self.magazines.area != 0
     }
 
     /// Notes that a hole of `count` granules was found.
@@ -109,162 +155,117 @@ impl Heap {
         }
     }
 
-    /// Begins to keep blocks.
+    /// Begins to remember blocks.
     #[cold]
+    #[inline(never)]
     pub(super) fn start_recycling(&mut self) {
         self.magazines.streak = 0;
-        if !self.magazines.on && !self.is_masked() {
-            self.magazines.on = true;
-            self.magazines.score = 0;
+        if self.is_recycling() || self.is_masked() {
+            return;
+        }
+        if let Some(segment) = self.segment {
+            self.magazines.forget();
+            self.magazines.area = segment.layout.small_bytes;
+            (self.magazines.score, self.magazines.found) = (0, 0);
             self.len = 0;
         }
     }
 
-    /// Frees all that is kept, and keeps no more.
+    /// Remembers no more.
     #[inline]
     pub(super) fn stop_recycling(&mut self) {
         self.magazines.streak = self.magazines.streak.min(0);
-        if self.magazines.on {
-            self.empty_magazines();
+        if self.is_recycling() {
+            self.touch_warm();
+            self.len = self.magazines.hide();
         }
     }
 
+    /// Forgets what is remembered: pages of free memory go back, so that what was used is not any more.
+    pub(super) fn forget_remembered(&mut self) {
+        if self.is_recycling() {
+            self.magazines.forget();
+        }
+    }
+
+    /// Marks chunks touched where blocks were made in the place of others.
     #[cold]
-    fn empty_magazines(&mut self) {
-        self.magazines.on = false;
-        let map = self.map;
-        for (class, places) in self.magazines.places.iter_mut().enumerate() {
-            for place in places.iter_mut().filter(|place| **place != NONE) {
-                let start = core::mem::replace(place, NONE) as usize;
-                let _whole = map.clear(start, start.wrapping_add(granules_of(class)));
+    pub(super) fn touch_warm(&mut self) {
+        if !self.is_recycling() {
+            return;
+        }
+        for chunk in 0..self.small.high.div_ceil(CHUNK_GRANULES) {
+            // SAFETY: the promise made to `attach`; the chunk is one of the area's.
+            let warm = unsafe { &mut *self.magazines.warm.add(chunk) };
+            if core::mem::take(warm) != 0 {
+                self.dirtied = self.dirtied.wrapping_add(self.marks.touch(chunk, chunk));
             }
         }
-        self.magazines.counts = [0; CLASSES];
-        if let Some(segment) = &self.segment {
-            self.len = segment.layout.small_bytes;
-        }
     }
 
-    /// A kept block for this request, if the thread is in a scope.
+    /// A short block in the place of one of its size, while the thread recycles (H2).
     #[inline(always)]
-    pub fn alloc_kept(&mut self, size: usize, align: usize) -> Option<*mut u8> {
+    pub fn alloc_again(&mut self, size: usize, align: usize) -> Option<*mut u8> {
         let less_one = size.wrapping_sub(1);
-        let index = lane_of(less_one);
-        let lane = &self.lanes[index];
-        if !self.is_recycling() || !self.is_active() || less_one >= SHORT_MAX || align > lane.align {
+        let mask = line_mask(less_one);
+        if !self.is_recycling() || less_one >= SHORT_MAX || align.wrapping_sub(1) > mask {
             return None;
         }
-        let need = (less_one | lane.mask).wrapping_add(1) / GRANULE;
-        self.reuse(index, need)
+        let reach = less_one | mask;
+        let start = self.magazines.pop(reach / GRANULE)?;
+        let first = self.addr(start);
+        // SAFETY: it was live when it was freed, since it began to recycle. So the map is committed there, the memory was used
+        // (nothing went back since, or it would be forgotten), and the area's owner was this thread.
+        if unlikely(first & mask != 0 || !unsafe { take_short(self.live, first, reach) }) {
+            return None;
+        }
+        // SAFETY: the promise made to `attach`; the chunk is one of the area's.
+        unsafe { *self.magazines.warm.add(start / CHUNK_GRANULES) = 1 };
+        self.magazines.found = self.magazines.found.wrapping_add(1);
+        Some(self.small_ptr(first))
     }
 
-    /// A kept block of `count` granules.
-    #[inline(always)]
-    pub(super) fn reuse(&mut self, lane: usize, count: usize) -> Option<*mut u8> {
-        let class = class(lane, count);
-        let magazines = &mut self.magazines;
-        let (kept, places) = (magazines.counts.get_mut(class)?, magazines.places.get_mut(class)?);
-        let last = kept.wrapping_sub(1);
-        let place = places.get_mut(last as usize)?;
-        let start = core::mem::replace(place, NONE);
-        *kept = last;
-        magazines.score = SCORE_MOST.min(magazines.score.wrapping_add(1));
-        Some(self.small_ptr(self.addr(start as usize)))
-    }
-
-    /// Notes that a hole was found or memory taken for want of a kept block.
+    /// Notes that a hole was found or memory taken for want of a remembered block.
     pub(super) fn note_miss(&mut self) {
-        self.magazines.score = self.magazines.score.wrapping_sub(MISS);
+        let found = core::mem::take(&mut self.magazines.found);
+        self.pass.worked = self.pass.worked.wrapping_add(found as usize / FOUND_PAYS);
+        let score = SCORE_MOST.min(self.magazines.score.saturating_add(found));
+        self.magazines.score = score.wrapping_sub(MISS);
         if self.magazines.score < -SCORE_MOST {
             self.stop_recycling();
             self.magazines.streak = -REST;
         }
     }
 
-    /// The quick half of freeing while blocks are kept: keeps this one. `false` leaves it to `free`.
-    #[inline(always)]
-    pub fn free_near(&mut self, addr: usize, size: usize) -> bool {
-        self.is_recycling() && self.owns_small(addr) && self.recycle(addr, size) == Some(true)
-    }
-
-    /// Keeps a short block of the small area that its owner frees, if there is room; `None` if it is kept already.
+    /// The quick half of freeing: a short block while the thread recycles. `false` leaves it to `free`.
     ///
     /// No branch here depends on where the block is or how long: a free of a block out of the cache would else keep the
     /// next from being begun.
     #[inline(always)]
-    pub(super) fn recycle(&mut self, addr: usize, size: usize) -> Option<bool> {
+    pub fn free_near(&mut self, addr: usize, size: usize) -> bool {
         let less_one = size.wrapping_sub(1);
         let offset = addr.wrapping_sub(self.small_base.addr());
-        let lane_index = lane_of(less_one);
-        let lane = self.lanes[lane_index % LANES];
-        let last = addr.wrapping_add(less_one | lane.mask);
-        let count = last.wrapping_add(1).wrapping_sub(addr) / GRANULE;
-        let class = class(lane_index, count);
-        let high = self.small.high;
-        let magazines = &mut self.magazines;
-        if less_one >= SHORT_MAX || offset & lane.mask != 0 || (offset / GRANULE).wrapping_add(count) > high {
-            return Some(false);
+        if unlikely(offset >= self.magazines.area || less_one >= SHORT_MAX) {
+            return false;
         }
-        let (Some(kept), Some(places)) = (magazines.counts.get_mut(class), magazines.places.get_mut(class)) else {
-            return Some(false);
-        };
-        let start = (offset / GRANULE) as u32;
-        if unlikely(places.iter().fold(false, |seen, &place| seen | (place == start))) {
-            return None;
+        let mask = line_mask(less_one);
+        let reach = less_one | mask;
+        // SAFETY: the caller's promise to free: a block is in this heap's small area, and this thread is the owner.
+        if unlikely(addr & mask != 0 || !unsafe { clear_anywhere(self.live, addr, reach) }) {
+            return false;
         }
-        // SAFETY: the caller's promise to `free`: the block is in this heap's small area, and this thread the owner.
-        let is_live = unsafe { is_live_short(self.live, addr, last) };
-        let is_last = last.wrapping_add(1) == lane.pos;
-        if unlikely(!is_live | is_last | self.lanes[0].holds(addr) | self.lanes[1].holds(addr)) {
-            return Some(false);
-        }
-        let Some(place) = places.get_mut(*kept as usize) else {
-            return Some(false);
-        };
-        *place = start;
-        *kept = kept.wrapping_add(1);
-        Some(true)
+        self.magazines.push(reach / GRANULE, self.granule(addr));
+        true
     }
 
-    /// `recycle` for a block that `free_near` did not keep.
-    #[cold]
-    #[inline(never)]
-    pub(super) fn recycle_slow(&mut self, addr: usize, size: usize) -> Option<bool> {
-        self.recycle(addr, size)
-    }
-
-    /// Granules of all that is kept. For tests.
+    /// How many blocks are remembered. For tests.
     #[cfg(test)]
-    pub(super) fn kept_granules(&self) -> usize {
-        let counts = self.magazines.counts.iter().enumerate();
-        counts
-            .map(|(class, &count)| granules_of(class) * usize::from(count))
-            .sum()
-    }
-
-    /// Panics unless what is kept is kept once, and its bits are set. For tests.
-    #[cfg(test)]
-    pub(super) fn check_magazines(&self) {
-        let mut seen = std::collections::BTreeSet::new();
-        for (class, places) in self.magazines.places.iter().enumerate() {
-            let count = usize::from(self.magazines.counts[class]);
-            assert!(places[count..].iter().all(|&place| place == NONE));
-            for &place in &places[..count] {
-                for granule in place as usize..place as usize + granules_of(class) {
-                    assert!(seen.insert(granule), "H1: a granule is kept twice");
-                    assert!(
-                        self.map.is_live(granule, granule + 1),
-                        "H1: a kept granule is not marked"
-                    );
-                    let addr = self.addr(granule);
-                    let holes = self.real_holes();
-                    assert!(
-                        holes.iter().all(|&(pos, limit)| addr < pos || addr >= limit),
-                        "H1: a kept granule in a hole"
-                    );
-                }
-            }
+    pub(super) fn remembered(&self) -> usize {
+        if !self.is_recycling() {
+            return 0;
         }
-        assert!(seen.is_empty() || self.is_recycling());
+        // SAFETY: while it recycles there are magazines.
+        let places = unsafe { &*self.magazines.places };
+        places.iter().flatten().filter(|&&place| place != NONE).count()
     }
 }

@@ -80,6 +80,7 @@ impl Heap {
     /// Gives back what was used neither in the interval that ends nor in the one before.
     pub(super) fn end_interval(&mut self) {
         self.gave_up_in = 0;
+        self.touch_warm();
         self.intervals = self.intervals.wrapping_add(1);
         self.discard(true, false);
         self.marks.age(self.small.high.div_ceil(CHUNK_GRANULES));
@@ -114,6 +115,7 @@ impl Heap {
     }
 
     fn discard_small(&mut self, only_aged: bool, count_resident: bool) -> usize {
+        self.forget_remembered();
         let page = sys::page_size() / GRANULE;
         let high = self.small.high;
         let (mut given, mut run, mut at, mut stayed) = (0usize, 0usize, 0usize, 0u16);
@@ -188,7 +190,6 @@ impl Heap {
         if self.segment.is_none() {
             return 0;
         }
-        self.stop_recycling();
         self.show();
         let mut marks = [0; LANES];
         for (index, mark) in marks.iter_mut().enumerate() {
