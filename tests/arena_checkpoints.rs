@@ -1,5 +1,7 @@
 //! Checkpoints and scopes: which hold, what they free, and what a step costs once its memory is warm.
 
+mod support;
+
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use stepalloc::{Arena, CheckpointError};
 
@@ -213,6 +215,7 @@ fn step(arena: &mut Arena) -> f32 {
 
 #[cfg(all(target_os = "linux", not(miri), not(stepalloc_small_space)))]
 mod costs {
+    use super::support::{faults, resident};
     use super::*;
     // A fork by one test makes the others' pages fault anew: one at a time.
     use serial_test::serial;
@@ -224,15 +227,6 @@ mod costs {
         std::fs::read_to_string("/proc/self/maps")
             .unwrap()
             .contains("7fff7000-")
-    }
-
-    fn faults() -> i64 {
-        // SAFETY: a zeroed rusage is a valid one, and getrusage fills it.
-        unsafe {
-            let mut usage: libc::rusage = std::mem::zeroed();
-            assert_eq!(libc::getrusage(libc::RUSAGE_THREAD, &mut usage), 0);
-            usage.ru_minflt + usage.ru_majflt
-        }
     }
 
     #[test]
@@ -312,10 +306,6 @@ mod costs {
     #[test]
     #[serial]
     fn retention_gives_pages_back_and_keeps_what_it_says() {
-        fn resident() -> usize {
-            let text = std::fs::read_to_string("/proc/self/statm").unwrap();
-            text.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
-        }
         let mut arena = Arena::builder().block_size(256 << 20).build();
         arena.alloc_slice_fill(200 << 20, 1u8);
         let full = resident();
