@@ -10,7 +10,6 @@
 
 use crate::align::{max, CACHE_LINE};
 use crate::heap::{Bumped, FreedShort};
-use crate::layout::SHORT_MAX;
 use crate::segment;
 use crate::sync::{AtomicUsize, Ordering};
 use crate::sys;
@@ -124,29 +123,36 @@ impl<A> StepAlloc<A> {
     }
 }
 
-/// Frees a block inside the reservation.
+/// Frees a block inside the reservation for which the others have no short way.
 #[cold]
 #[inline(never)]
-fn dealloc_inside(addr: usize, size: usize) {
-    if thread::free_near(addr, size) {
-        return;
-    }
-    dealloc_theirs(addr, size);
-}
-
-/// Frees.
-#[cold]
-#[inline(never)]
-fn dealloc_theirs(addr: usize, size: usize) {
-    if size <= SHORT_MAX && thread::free_beside(addr, size) {
-        return;
-    }
-    if thread::free_slow(addr, size) == Outcome::Misuse {
+fn dealloc_rest(addr: usize, size: usize) {
+    if !thread::free_behind(addr, size) && thread::free_slow(addr, size) == Outcome::Misuse {
         sys::die(MISUSE);
     }
 }
 
+// What reads the thread's slot is generic: so it is compiled with the program, which is not moved in memory as a library
+// may be, and the slot's address is a constant there, not a call.
 impl<A: GlobalAlloc> StepAlloc<A> {
+    /// Frees a block inside the reservation.
+    #[cold]
+    #[inline(never)]
+    fn dealloc_inside(addr: usize, size: usize) {
+        if !thread::free_near(addr, size) {
+            Self::dealloc_theirs(addr, size);
+        }
+    }
+
+    /// Frees a block inside the reservation that is another thread's, most likely.
+    #[cold]
+    #[inline(never)]
+    fn dealloc_theirs(addr: usize, size: usize) {
+        if !thread::free_beside(addr, size) {
+            dealloc_rest(addr, size);
+        }
+    }
+
     /// Apart, so that a backing's own frame (`System` has one for large alignments) does not become that of `alloc`.
     #[inline(never)]
     unsafe fn alloc_backing(&self, layout: Layout) -> *mut u8 {
@@ -219,7 +225,7 @@ impl<A: GlobalAlloc> StepAlloc<A> {
             // SAFETY: the backing made the block for the same mapped layout (H7).
             return unsafe { self.backing.dealloc(p, self.backing_layout(layout)) };
         }
-        dealloc_inside(p.addr(), layout.size());
+        Self::dealloc_inside(p.addr(), layout.size());
     }
 
     #[inline(never)]
@@ -305,7 +311,7 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for StepAlloc<A> {
             FreedShort::Yes => {}
             FreedShort::Elsewhere if size.wrapping_sub(1) < self.small_outside() => {
                 if segment::contains(p.addr()) {
-                    return dealloc_inside(p.addr(), size);
+                    return Self::dealloc_inside(p.addr(), size);
                 }
                 // SAFETY: the backing made the block (H7), and below both thresholds its layout is not mapped.
                 unsafe { self.backing.dealloc(p, layout) }

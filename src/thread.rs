@@ -253,14 +253,16 @@ pub fn alloc_again(size: usize, align: usize) -> Option<*mut u8> {
     with_heap(|heap| heap.alloc_again(size, align))
 }
 
-/// Frees a short block of another thread beside the one that was freed last. `false` leaves it to `free_slow`.
+/// Frees a block of another thread in the word of maps where the last one was. `false` leaves it to `free_behind`.
 #[inline(always)]
 pub fn free_beside(addr: usize, size: usize) -> bool {
-    #[inline(never)]
-    fn next(gathered: &mut Gathered, addr: usize, size: usize) -> bool {
-        gathered.add_next(addr, size, told)
-    }
-    with_slot(|slot| with_gathered(slot, |gathered| gathered.add(addr, size) || next(gathered, addr, size)))
+    with_slot(|slot| with_gathered(slot, |gathered| gathered.add(addr, size)))
+}
+
+/// Frees a block of another thread in the next word, or in both. `false` leaves it to `free_slow`.
+#[inline(always)]
+pub fn free_behind(addr: usize, size: usize) -> bool {
+    with_slot(|slot| with_gathered(slot, |gathered| gathered.add_next(addr, size, told)))
 }
 
 /// Frees a short block of a thread that remembers such blocks. `false` leaves it to `free_slow`.
