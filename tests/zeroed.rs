@@ -64,6 +64,22 @@ fn sizes_mixed_over_the_same_memory_are_zero() {
     }
 }
 
+/// In a long scope blocks are made in the place of others of their size, whose bytes are not zero.
+#[test]
+fn blocks_are_zero_in_the_place_of_others() {
+    in_thread(|| {
+        let mut random = Random(19);
+        let _scope = ArenaScope::enter();
+        let mut size = || 16 + random.below(1_009);
+        let mut blocks: Vec<Block> = (0..4_000).map(|_| Block::zeroed(size(), 8)).collect();
+        for round in 0..40_000 {
+            let which = round * 2_654_435_761 % blocks.len();
+            blocks.swap_remove(which);
+            blocks.push(Block::zeroed(size(), 8));
+        }
+    });
+}
+
 #[test]
 fn blocks_are_zero_after_trim() {
     in_thread(|| {
