@@ -192,9 +192,9 @@
 //!   size, each looked up in its magazine lest it be kept twice: 350 instructions for a free and what replaces it, the
 //!   rare misses with them. Now a magazine is a hint, checked by the bits alone, so it needs no look for doubles, may be long,
 //!   holds no memory, and no branch depends on where a block is or how long: 140. Row `replace-in-scope` of `cargo bench
-//!   --bench counts` went from 278 to 185; the rows `replace-*` of `benches/peers` take 0.77 to 0.82 of the time (medians of
-//!   seven interleaved runs on an AMD EPYC, beside the code before), and blocks of 16 to 1,024 bytes hold 1.16 times what
-//!   lives (1.26 before; 1.37 without any of this), of 16 to 128 and to 32 bytes 1.45 and 1.41 as before.
+//!   --bench counts` went from 278 to 183; the rows `replace-*` of `benches/peers` take 0.70 to 0.87 of the time (medians of
+//!   seven interleaved runs on an AMD EPYC beside the code before, twice), and blocks of 16 to 1,024 bytes hold 1.16 times
+//!   what lives (1.21 before; 1.37 without any of this), of 16 to 128 and to 32 bytes 1.45 and 1.41 as before.
 //! - **Requests served by a magazine pay for huge pages as well**, 64 of them as much as a slow call: what is replaced in
 //!   place makes few of those, and is what wants huge pages most.
 //! - **Frees of another thread's blocks are gathered by word.** Each was an atomic change of a word or two of the owner's
@@ -259,8 +259,8 @@
 //! - The next hole's memory fetched ahead, by a write to it or an instruction: slower by 10 ns in the rows `replace-*`.
 //! - A line fetched ahead at each bump, 512 to 2,048 bytes from the position, to read or to write: batches of 100,000 took 0
 //!   to 15 % less, graphs of `Rc` 3 % more, all within the spread.
-//! - Clearing the bits of a freed block without a branch where it reaches into a second word: slower in batches, the same
-//!   where blocks are replaced.
+//! - Clearing the bits of a freed block on the inline path too without a branch where it reaches into a second word: eleven
+//!   instructions more, batches 4 to 20 % slower.
 //! - Best fit, worst fit, long-lived buffers from the other end, and whole free spans before parts of one, for the step of
 //!   large tensors: simulated on its sizes, first and best fit end at 331 MiB alike where 279 live at the peak, the others
 //!   higher. Only who knows what comes next packs it better.

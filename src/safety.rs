@@ -15,7 +15,7 @@
 //!
 //! *Test* is a file of `tests/` or a test module of the crate; *model* the naive oracle that it is held against, or the
 //! loom model of the threads (`tests/loom/models.rs`); *break* an entry of `tests/mutations/list.toml`: a line of the allocator that is broken on
-//! purpose in a copy, so that the lane goes red. There are some 330 of them; here is one or two for each invariant.
+//! purpose in a copy, so that the lane goes red. There are some 360 of them; here is one or two for each invariant.
 //!
 //! | | in short | test | model | break |
 //! |---|---|---|---|---|
