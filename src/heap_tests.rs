@@ -997,22 +997,22 @@ fn where_blocks_are_replaced_in_place_nothing_ages() {
     let private = Private::new();
     let mut heap = private.heap();
     let scope = heap.enter();
-    let blocks: Vec<_> = (0..256).map(|_| make(&mut heap, 1_024, 8).unwrap().addr()).collect();
+    let blocks: Vec<_> = (0..1_400).map(|_| make(&mut heap, 1_024, 8).unwrap().addr()).collect();
     let (busy, idle) = (
-        heap.granule(blocks[1]) / CHUNK_GRANULES,
-        heap.granule(blocks[130]) / CHUNK_GRANULES,
+        heap.granule(blocks[600]) / CHUNK_GRANULES,
+        heap.granule(blocks[1_300]) / CHUNK_GRANULES,
     );
     heap.start_recycling();
     for _ in 0..3 {
-        assert_eq!(free(&mut heap, blocks[1], 1_024), Freed::Yes);
-        assert_eq!(heap.alloc_again(1_024, 8).map(|p| p.addr()), Some(blocks[1]));
+        assert_eq!(free(&mut heap, blocks[600], 1_024), Freed::Yes);
+        assert_eq!(heap.alloc_again(1_024, 8).map(|p| p.addr()), Some(blocks[600]));
         heap.end_interval();
         heap.debug_check();
         assert!(!heap.marks.is_aged(busy));
     }
     assert!(heap.marks.is_aged(idle) || !heap.marks.is_dirty(idle));
     // What the last interval saw is not lost where recycling ends in it.
-    assert_eq!(free(&mut heap, blocks[1], 1_024), Freed::Yes);
+    assert_eq!(free(&mut heap, blocks[600], 1_024), Freed::Yes);
     assert!(heap.alloc_again(1_024, 8).is_some());
     heap.leave(scope);
     heap.end_interval();

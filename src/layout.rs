@@ -31,6 +31,8 @@ pub const SHORT_MAX: usize = WORD_BYTES;
 pub const SMALL_MAX: usize = 8 * 1024;
 /// Freed blocks of as many granules that are remembered while a thread recycles.
 pub const MAGAZINE_ROOM: usize = 256;
+/// Chunks of the small area that are warm together: half a megabyte.
+pub const WARM_CHUNKS: usize = 8;
 /// Bytes of all magazines: a `u32` for each block, for each number of granules of a short block.
 const MAGAZINES_BYTES: usize = SHORT_MAX / GRANULE * MAGAZINE_ROOM * 4;
 /// The largest alignment of the small area, bytes; beyond it a block gets a span.
@@ -132,7 +134,7 @@ pub struct SegmentLayout {
     pub region_longest: usize,
     /// What backs each 2 MiB of the segment, a byte each.
     pub backing: usize,
-    /// A byte for each chunk of the small area: whether a block was made in the place of another there of late.
+    /// A byte for every `WARM_CHUNKS` chunks of the small area: whether a block was made in the place of another there of late.
     pub warm: usize,
     /// A magazine of `MAGAZINE_ROOM` times `u32` for each number of granules of a short block.
     pub magazines: usize,
@@ -168,7 +170,7 @@ impl SegmentLayout {
         let region_longest = stayed + mark_words * 64 * 2;
         let backing = region_longest + regions_most * 4;
         let warm = backing + bytes / HUGE_PAGE;
-        let magazines = align_up(warm + small_bytes / CHUNK, CACHE_LINE);
+        let magazines = align_up(warm + small_bytes.div_ceil(CHUNK * WARM_CHUNKS), CACHE_LINE);
         let head_bytes = align_up(magazines + MAGAZINES_BYTES, PART);
         let map_bytes = align_up(small_bytes / GRANULE / 8, PART);
         let live = head_bytes;
@@ -284,7 +286,7 @@ mod tests {
             assert_eq!(l.region_longest, l.stayed + 128 * l.mark_words);
             assert_eq!(l.backing, l.region_longest + 4 * most);
             assert_eq!(l.warm, l.backing + bytes / (2 << 20));
-            assert_eq!(l.magazines, (l.warm + l.small_bytes / CHUNK).next_multiple_of(64));
+            assert_eq!(l.magazines, (l.warm + l.small_bytes / (512 << 10)).next_multiple_of(64));
             assert_eq!(l.head_bytes, part(l.magazines + 64 * 256 * 4));
             assert_eq!((l.live, l.remote), (l.head_bytes, l.head_bytes + part(map_bytes)));
             assert_eq!(l.tables, l.remote + part(map_bytes));

@@ -60,6 +60,12 @@ impl Marks {
         clean
     }
 
+    /// Marks those of eight chunks touched that may have pages in memory; `first`, a multiple of eight, is the first.
+    pub fn touch_dirty(&mut self, first: usize) {
+        let dirty = *self.word(DIRTY, first / 64) & 0xFF << (first % 64);
+        *self.word(TOUCHED, first / 64) |= dirty;
+    }
+
     /// Whether touching the chunk again would change nothing: what was touched is dirty.
     #[inline]
     fn is_recent(&mut self, chunk: usize) -> bool {
@@ -167,5 +173,12 @@ mod tests {
         assert!(marks.is_aged(100) && marks.is_dirty(100) && !marks.is_aged(101));
         assert_eq!((marks.touch(99, 101), marks.count_dirty(192)), (2, 71));
         assert!(!marks.is_aged(101));
+        marks.age(192);
+        marks.age(192);
+        marks.touch_dirty(96);
+        assert!((96..104).all(|chunk| marks.is_dirty(chunk) && !marks.is_aged(chunk)));
+        assert!(marks.is_aged(95) && marks.is_aged(104));
+        marks.touch_dirty(128);
+        assert!(!marks.is_aged(130) && !marks.is_dirty(131), "what is clean stays so");
     }
 }

@@ -12,7 +12,7 @@
 
 use super::Heap;
 use crate::hint::unlikely;
-use crate::layout::{line_mask, CHUNK_GRANULES, GRANULE, MAGAZINE_ROOM, SHORT_MAX, WORD_GRANULES};
+use crate::layout::{line_mask, CHUNK_GRANULES, GRANULE, MAGAZINE_ROOM, SHORT_MAX, WARM_CHUNKS, WORD_GRANULES};
 use crate::live_map::{clear_anywhere, take_short};
 
 /// Recycling begins when this many holes in turn were short.
@@ -31,6 +31,10 @@ const FOUND_PAYS: usize = 64;
 /// No block is remembered here; nor is one that begins at the area's first granule.
 const NONE: u32 = 0;
 
+/// Granules that are warm together.
+const WARM: usize = CHUNK_GRANULES * WARM_CHUNKS;
+const _: () = assert!(WARM_CHUNKS == 8, "as `Marks::touch_dirty` takes them");
+
 /// A place in a magazine: one behind the last is the first again.
 type Top = u8;
 const _: () = assert!(MAGAZINE_ROOM == Top::MAX as usize + 1);
@@ -46,8 +50,8 @@ type Places = [Magazine; WORD_GRANULES];
 pub(super) struct Magazines {
     /// In the segment; null without one.
     places: *mut Places,
-    /// A byte for each chunk of the small area: whether a block was made there in the place of another since the interval
-    /// began.
+    /// A byte for every `WARM_CHUNKS` chunks of the small area: whether a block was made there in the place of another since
+    /// the interval began.
     warm: *mut u8,
     /// Bytes of the small area while the thread recycles, else 0.
     area: usize,
@@ -188,17 +192,17 @@ impl Heap {
         }
     }
 
-    /// Marks chunks touched where blocks were made in the place of others.
+    /// Marks chunks touched where, or near where, blocks were made in the place of others.
     #[cold]
     pub(super) fn touch_warm(&mut self) {
         if !self.is_recycling() {
             return;
         }
-        for chunk in 0..self.small.high.div_ceil(CHUNK_GRANULES) {
-            // SAFETY: the promise made to `attach`; the chunk is one of the area's.
-            let warm = unsafe { &mut *self.magazines.warm.add(chunk) };
+        for index in 0..self.small.high.div_ceil(WARM) {
+            // SAFETY: the promise made to `attach`; the index is of a part of the area.
+            let warm = unsafe { &mut *self.magazines.warm.add(index) };
             if core::mem::take(warm) != 0 {
-                self.dirtied = self.dirtied.wrapping_add(self.marks.touch(chunk, chunk));
+                self.marks.touch_dirty(index.wrapping_mul(WARM_CHUNKS));
             }
         }
     }
@@ -219,8 +223,8 @@ impl Heap {
         if unlikely(first & mask != 0 || !unsafe { take_short(self.live, first, reach) }) {
             return None;
         }
-        // SAFETY: the promise made to `attach`; the chunk is one of the area's.
-        unsafe { *self.magazines.warm.add(start / CHUNK_GRANULES) = 1 };
+        // SAFETY: the promise made to `attach`; the block is in the area.
+        unsafe { *self.magazines.warm.add(start / WARM) = 1 };
         self.magazines.found = self.magazines.found.wrapping_add(1);
         Some(self.small_ptr(first))
     }
