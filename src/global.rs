@@ -186,20 +186,22 @@ impl<A: GlobalAlloc> StepAlloc<A> {
         }
     }
 
+    /// In a scope.
     #[cold]
     #[inline(never)]
     unsafe fn alloc_zeroed_slow(&self, layout: Layout) -> *mut u8 {
-        let again = thread::with_heap(|heap| {
-            let is_active = heap.is_active();
-            is_active
-                .then(|| heap.alloc_again(layout.size(), layout.align()))
-                .flatten()
-        });
-        if let Some(p) = again {
+        if let Some(p) = thread::alloc_again(layout.size(), layout.align()) {
             // SAFETY: a new block of this size.
             unsafe { p.write_bytes(0, layout.size()) };
             return p;
         }
+        // SAFETY: the caller's promise.
+        unsafe { self.alloc_zeroed_anew(layout) }
+    }
+
+    #[cold]
+    #[inline(never)]
+    unsafe fn alloc_zeroed_anew(&self, layout: Layout) -> *mut u8 {
         match self.serve(layout) {
             Served::Arena(p, dirty) => {
                 // SAFETY: the block is new and at least `dirty` bytes long; behind them its memory was never used.
@@ -335,7 +337,9 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for StepAlloc<A> {
                 self.backing.alloc_zeroed(layout)
             },
             // SAFETY: the caller's promise.
-            _ => unsafe { self.alloc_zeroed_slow(layout) },
+            Bumped::Outside => unsafe { self.alloc_zeroed_anew(layout) },
+            // SAFETY: the caller's promise.
+            Bumped::No => unsafe { self.alloc_zeroed_slow(layout) },
         }
     }
 
