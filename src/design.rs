@@ -191,9 +191,10 @@
 //!   ahead, and no further than a branch that it mispredicted. At first freed blocks were kept with all their bits, 32 of each
 //!   size, each looked up in its magazine lest it be kept twice: 350 instructions for a free and what replaces it, the
 //!   rare misses with them. Now a magazine is a hint, checked by the bits alone, so it needs no look for doubles, may be long,
-//!   holds no memory, and no branch depends on where a block is or how long: 140. Row `replace-in-scope` of `cargo bench
-//!   --bench counts` went from 278 to 183; the rows `replace-*` of `benches/peers` take 0.70 to 0.87 of the time (medians of
-//!   seven interleaved runs on an AMD EPYC beside the code before, twice), and blocks of 16 to 1,024 bytes hold 1.16 times
+//!   holds no memory, and no branch depends on where a block is or how long: some 150. Row `replace-in-scope` of `cargo bench
+//!   --bench counts` went from 278 to 200; the rows `replace-*` of `benches/peers` took 0.70 to 0.87 of the time (medians of
+//!   seven interleaved runs on an AMD EPYC beside the code before, twice, with 183 instructions: without a look at the last
+//!   block and the holes, which a second free needs), and blocks of 16 to 1,024 bytes hold 1.16 times
 //!   what lives (1.21 before; 1.37 without any of this), of 16 to 128 and to 32 bytes 1.45 and 1.41 as before.
 //! - **Requests served by a magazine pay for huge pages as well**, 64 of them as much as a slow call: what is replaced in
 //!   place makes few of those, and is what wants huge pages most.
@@ -287,7 +288,7 @@
 //! message. They cannot show it when the memory belongs to another block by then, nor in three cases where the inline path
 //! does not look: a block of at most 1 KiB that another thread freed and its own thread frees again before that is told and
 //! folded in; one whose end is its lane's position, because the block behind it was freed in between; and one whose memory is
-//! in the other lane's hole, or in any while the thread recycles. What the backing made is the backing's to see.
+//! in the other lane's hole. What the backing made is the backing's to see.
 //!
 //! # Sources
 //!

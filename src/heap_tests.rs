@@ -691,6 +691,19 @@ fn what_is_replaced_at_random_is_replaced_in_place() {
     }
 }
 
+/// Runs a test in a scope of a fresh heap, and sees to the invariants at its end; nothing where blocks are checked, for then all is
+/// masked.
+fn in_plain_scope(test: impl FnOnce(&mut Heap, Ticket)) {
+    if guard::CHECKED {
+        return;
+    }
+    let private = Private::new();
+    let mut heap = private.heap();
+    let scope = heap.enter();
+    test(&mut heap, scope);
+    heap.debug_check();
+}
+
 /// Two blocks of each of some sizes, freed and remembered.
 fn remember_some(heap: &mut Heap) -> Vec<(usize, usize)> {
     make(heap, 16, 8).unwrap(); // the area's first granule is none that is remembered
@@ -718,24 +731,20 @@ fn give_up_holes(heap: &mut Heap) {
 
 #[test]
 fn a_remembered_block_goes_to_the_next_request_of_its_size() {
-    if guard::CHECKED {
-        return;
-    }
-    let private = Private::new();
-    let mut heap = private.heap();
-    let _scope = heap.enter();
-    let blocks = remember_some(&mut heap);
-    let live = heap.live_granules();
-    give_up_holes(&mut heap);
-    for &(addr, size) in blocks.iter().rev() {
-        assert_eq!(heap.bump(size, 8), Bumped::No);
-        assert_eq!(heap.alloc_again(size, 2_048), None, "no block is aligned so");
-        assert_eq!(heap.alloc_again(size, 8).map(|p| p.addr()), Some(addr), "{size} bytes");
-    }
-    heap.debug_check();
-    assert_eq!(heap.remembered(), 0);
-    let made: usize = blocks.iter().map(|&(_, size)| granules(size)).sum();
-    assert_eq!(heap.live_granules(), live + made);
+    in_plain_scope(|heap, _scope| {
+        let blocks = remember_some(heap);
+        let live = heap.live_granules();
+        give_up_holes(heap);
+        for &(addr, size) in blocks.iter().rev() {
+            assert_eq!(heap.bump(size, 8), Bumped::No);
+            assert_eq!(heap.alloc_again(size, 2_048), None, "no block is aligned so");
+            assert_eq!(heap.alloc_again(size, 8).map(|p| p.addr()), Some(addr), "{size} bytes");
+        }
+        heap.debug_check();
+        assert_eq!(heap.remembered(), 0);
+        let made: usize = blocks.iter().map(|&(_, size)| granules(size)).sum();
+        assert_eq!(heap.live_granules(), live + made);
+    });
 }
 
 /// What is remembered is free: others may take it, and then nobody takes it again.
@@ -774,74 +783,103 @@ fn a_remembered_block_that_was_taken_is_passed_by() {
 /// Blocks of 49 to 63 bytes and of 64 share a magazine, but only the latter begin at a line.
 #[test]
 fn a_line_begins_at_a_line() {
-    if guard::CHECKED {
-        return;
-    }
-    let private = Private::new();
-    let mut heap = private.heap();
-    let _scope = heap.enter();
-    make(&mut heap, 16, 8).unwrap();
-    let off = make(&mut heap, 60, 8).unwrap().addr();
-    let at = make(&mut heap, 64, 8).unwrap().addr();
-    let last = [48, 200].map(|size| make(&mut heap, size, 8).unwrap());
-    assert!(last.iter().all(|p| !p.is_null()) && off % 64 != 0);
-    heap.start_recycling();
-    for (addr, size) in [(at, 64), (off, 60)] {
-        assert_eq!(free(&mut heap, addr, size), Freed::Yes);
-    }
-    assert_eq!(heap.alloc_again(64, 8), None, "it begins beside a line");
-    assert_eq!(heap.alloc_again(60, 8).map(|p| p.addr()), Some(at), "a line will do");
-    heap.debug_check();
+    in_plain_scope(|heap, _scope| {
+        make(heap, 16, 8).unwrap();
+        let off = make(heap, 60, 8).unwrap().addr();
+        let at = make(heap, 64, 8).unwrap().addr();
+        let last = [48, 200].map(|size| make(heap, size, 8).unwrap());
+        assert!(last.iter().all(|p| !p.is_null()) && off % 64 != 0);
+        heap.start_recycling();
+        for (addr, size) in [(at, 64), (off, 60)] {
+            assert_eq!(free(heap, addr, size), Freed::Yes);
+        }
+        assert_eq!(heap.alloc_again(64, 8), None, "it begins beside a line");
+        assert_eq!(heap.alloc_again(60, 8).map(|p| p.addr()), Some(at), "a line will do");
+    });
 }
 
 /// Of more blocks than a magazine has room for the last are remembered, last first.
 #[test]
 fn the_oldest_are_forgotten() {
-    if guard::CHECKED {
-        return;
-    }
-    let private = Private::new();
-    let mut heap = private.heap();
-    let _scope = heap.enter();
-    let blocks: Vec<_> = (0..300).map(|_| make(&mut heap, 100, 8).unwrap().addr()).collect();
-    make(&mut heap, 100, 8).unwrap();
-    heap.start_recycling();
-    for &addr in &blocks {
-        assert_eq!(free(&mut heap, addr, 100), Freed::Yes);
-    }
-    assert_eq!(heap.remembered(), MAGAZINE_ROOM);
-    for &addr in blocks.iter().rev().take(MAGAZINE_ROOM) {
-        assert_eq!(heap.alloc_again(100, 8).map(|p| p.addr()), Some(addr));
-    }
-    assert_eq!(heap.alloc_again(100, 8), None);
-    assert_eq!(
-        (heap.remembered(), heap.map.is_live(heap.granule(blocks[0]), 1)),
-        (0, false)
-    );
-    heap.debug_check();
+    in_plain_scope(|heap, _scope| {
+        let blocks: Vec<_> = (0..300).map(|_| make(heap, 100, 8).unwrap().addr()).collect();
+        make(heap, 100, 8).unwrap();
+        heap.start_recycling();
+        for &addr in &blocks {
+            assert_eq!(free(heap, addr, 100), Freed::Yes);
+        }
+        assert_eq!(heap.remembered(), MAGAZINE_ROOM);
+        for &addr in blocks.iter().rev().take(MAGAZINE_ROOM) {
+            assert_eq!(heap.alloc_again(100, 8).map(|p| p.addr()), Some(addr));
+        }
+        assert_eq!(heap.alloc_again(100, 8), None);
+        assert_eq!(
+            (
+                heap.remembered(),
+                heap.map.is_live(heap.granule(blocks[1]), heap.granule(blocks[1]) + 1)
+            ),
+            (0, false)
+        );
+    });
 }
 
 #[test]
 fn a_remembered_block_is_not_freed_again() {
-    if guard::CHECKED {
-        return;
+    in_plain_scope(|heap, _scope| {
+        for (addr, size) in remember_some(heap) {
+            assert!(!heap.free_near(addr, size));
+            assert_eq!(heap.free(addr, size), Freed::Misuse, "{size} bytes");
+            assert!(!heap.free_near(addr + 1, size), "no block begins there");
+        }
+        assert!(!heap.free_near(heap.small_base.addr() + heap.small.high * GRANULE, 16));
+        let live = make(heap, 400, 8).unwrap().addr();
+        assert!(
+            !heap.free_near(live + 8, 300) && !heap.free_near(live + 16, 300),
+            "none begins there"
+        );
+        assert_eq!(free(heap, live, 400), Freed::Yes);
+    });
+}
+
+#[test]
+fn what_is_free_is_not_remembered() {
+    for size in [16, 40, 64, 500, 1_024] {
+        in_plain_scope(|heap, _scope| {
+            let [early, _live, last] = [(); 3].map(|()| make(heap, size, 8).unwrap().addr());
+            assert_eq!(heap.free_short(early, size), FreedShort::Yes);
+            heap.start_recycling();
+            assert_eq!(free(heap, early, size), Freed::Misuse, "freed before, {size} bytes");
+            assert_eq!(free(heap, last, size), Freed::Yes);
+            assert_eq!(
+                make(heap, size, 8).map(|p| p.addr()),
+                Ok(last),
+                "the position moved back"
+            );
+            assert_eq!(free(heap, last, size), Freed::Yes);
+            assert_eq!(free(heap, last, size), Freed::Misuse, "in the hole, {size} bytes");
+            assert_eq!(heap.remembered(), 0);
+        });
     }
-    let private = Private::new();
-    let mut heap = private.heap();
-    let _scope = heap.enter();
-    for (addr, size) in remember_some(&mut heap) {
-        assert!(!heap.free_near(addr, size));
-        assert_eq!(heap.free(addr, size), Freed::Misuse, "{size} bytes");
-        assert!(!heap.free_near(addr + 1, size), "no block begins there");
+}
+
+#[test]
+fn what_is_in_the_other_lanes_hole_is_not_remembered() {
+    for (size, count, other) in [(16, 64, 1), (1_024, 1, 0)] {
+        in_plain_scope(|heap, _scope| {
+            let blocks: Vec<usize> = (0..count).map(|_| make(heap, size, 8).unwrap().addr()).collect();
+            let _behind = make(heap, size, 8).unwrap();
+            assert!(blocks.iter().all(|&addr| heap.free(addr, size) == Freed::Yes));
+            let start = heap.granule(blocks[0]);
+            heap.give_up_hole(other);
+            heap.take(other, start, start + 64);
+            heap.start_recycling();
+            heap.debug_check();
+            for &addr in &blocks {
+                assert_eq!(free(heap, addr, size), Freed::Misuse, "{size} bytes");
+            }
+            assert_eq!(heap.remembered(), 0);
+        });
     }
-    assert!(!heap.free_near(heap.small_base.addr() + heap.small.high * GRANULE, 16));
-    let live = make(&mut heap, 400, 8).unwrap().addr();
-    assert!(
-        !heap.free_near(live + 8, 300) && !heap.free_near(live + 16, 300),
-        "none begins there"
-    );
-    assert_eq!(free(&mut heap, live, 400), Freed::Yes);
-    heap.debug_check();
 }
 
 #[test]
@@ -867,68 +905,55 @@ fn a_block_of_another_thread_is_not_remembered() {
 /// Who asks whether a request comes through here must not be served by a magazine.
 #[test]
 fn what_is_diverted_is_served_by_no_magazine() {
-    if guard::CHECKED {
-        return;
-    }
-    let private = Private::new();
-    let mut heap = private.heap();
-    let _scope = heap.enter();
-    let blocks = remember_some(&mut heap);
-    let diverted = heap.divert();
-    for &(_, size) in &blocks {
-        assert_eq!(heap.bump(size, 1), Bumped::No);
-        assert_eq!(heap.alloc_again(size, 1), None);
-        assert_eq!(heap.next_hole(size, 1), None);
-    }
-    heap.undivert(diverted);
-    heap.debug_check();
-    assert_eq!(heap.remembered(), blocks.len());
+    in_plain_scope(|heap, _scope| {
+        let blocks = remember_some(heap);
+        let diverted = heap.divert();
+        for &(_, size) in &blocks {
+            assert_eq!(heap.bump(size, 1), Bumped::No);
+            assert_eq!(heap.alloc_again(size, 1), None);
+            assert_eq!(heap.next_hole(size, 1), None);
+        }
+        heap.undivert(diverted);
+        heap.debug_check();
+        assert_eq!(heap.remembered(), blocks.len());
+    });
 }
 
 /// Requests that find a block are work too: the area that they use is joined to huge pages sooner for it.
 #[test]
 fn what_is_replaced_in_place_pays_for_huge_pages() {
-    if guard::CHECKED {
-        return;
-    }
-    let private = Private::new();
-    let mut heap = private.heap();
-    let _scope = heap.enter();
-    remember_some(&mut heap);
-    let worked = heap.pass.worked;
-    for _ in 0..1_000 {
-        let addr = heap.alloc_again(40, 8).unwrap().addr();
-        assert!(heap.free_near(addr, 40));
-    }
-    heap.note_miss();
-    assert!(
-        (10..=50).contains(&(heap.pass.worked - worked)),
-        "{} calls",
-        heap.pass.worked
-    );
+    in_plain_scope(|heap, _scope| {
+        remember_some(heap);
+        let worked = heap.pass.worked;
+        for _ in 0..1_000 {
+            let addr = heap.alloc_again(40, 8).unwrap().addr();
+            assert!(heap.free_near(addr, 40));
+        }
+        heap.note_miss();
+        assert!(
+            (10..=50).contains(&(heap.pass.worked - worked)),
+            "{} calls",
+            heap.pass.worked
+        );
+    });
 }
 
 #[test]
 fn a_suspension_ends_no_recycling() {
-    if guard::CHECKED {
-        return;
-    }
-    let private = Private::new();
-    let mut heap = private.heap();
-    let scope = heap.enter();
-    let count = remember_some(&mut heap).len();
-    let suspension = heap.enter_slow(Kind::Outside);
-    heap.debug_check();
-    heap.leave(suspension);
-    heap.debug_check();
-    assert!(heap.is_recycling() && heap.remembered() == count);
-    // Not so a scope that ends inside one.
-    let suspension = heap.enter_slow(Kind::Outside);
-    heap.leave(scope);
-    heap.debug_check();
-    assert!(!heap.is_recycling());
-    heap.leave(suspension);
-    heap.debug_check();
+    in_plain_scope(|heap, scope| {
+        let count = remember_some(heap).len();
+        let suspension = heap.enter_slow(Kind::Outside);
+        heap.debug_check();
+        heap.leave(suspension);
+        heap.debug_check();
+        assert!(heap.is_recycling() && heap.remembered() == count);
+        // Not so a scope that ends inside one.
+        let suspension = heap.enter_slow(Kind::Outside);
+        heap.leave(scope);
+        heap.debug_check();
+        assert!(!heap.is_recycling());
+        heap.leave(suspension);
+    });
 }
 
 #[test]
@@ -966,76 +991,63 @@ fn recycling_ends_with_the_scope_the_counting_and_the_thread() {
 /// A page that went back is not taken for one that was used: its chunk would stay clean.
 #[test]
 fn what_goes_back_is_forgotten() {
-    if guard::CHECKED {
-        return;
-    }
-    let private = Private::new();
-    let mut heap = private.heap();
-    let _scope = heap.enter();
-    make(&mut heap, 16, 8).unwrap();
-    let blocks: Vec<_> = (0..256).map(|_| make(&mut heap, 1_024, 8).unwrap().addr()).collect();
-    make(&mut heap, 1_024, 8).unwrap();
-    heap.start_recycling();
-    for &addr in &blocks {
-        assert_eq!(free(&mut heap, addr, 1_024), Freed::Yes);
-    }
-    assert_eq!(heap.remembered(), 256);
-    heap.trim();
-    assert!(heap.is_recycling());
-    heap.debug_check();
-    let again = heap.alloc_again(1_024, 8);
-    heap.debug_check();
-    assert_eq!((again, heap.remembered()), (None, 0));
+    in_plain_scope(|heap, _scope| {
+        make(heap, 16, 8).unwrap();
+        let blocks: Vec<_> = (0..256).map(|_| make(heap, 1_024, 8).unwrap().addr()).collect();
+        make(heap, 1_024, 8).unwrap();
+        heap.start_recycling();
+        for &addr in &blocks {
+            assert_eq!(free(heap, addr, 1_024), Freed::Yes);
+        }
+        assert_eq!(heap.remembered(), 256);
+        heap.trim();
+        assert!(heap.is_recycling());
+        heap.debug_check();
+        let again = heap.alloc_again(1_024, 8);
+        heap.debug_check();
+        assert_eq!((again, heap.remembered()), (None, 0));
+    });
 }
 
 /// Chunks in which blocks are made in the place of others are in use, though no hole is taken there.
 #[test]
 fn where_blocks_are_replaced_in_place_nothing_ages() {
-    if guard::CHECKED {
-        return;
-    }
-    let private = Private::new();
-    let mut heap = private.heap();
-    let scope = heap.enter();
-    let blocks: Vec<_> = (0..1_400).map(|_| make(&mut heap, 1_024, 8).unwrap().addr()).collect();
-    let (busy, idle) = (
-        heap.granule(blocks[600]) / CHUNK_GRANULES,
-        heap.granule(blocks[1_300]) / CHUNK_GRANULES,
-    );
-    heap.start_recycling();
-    for _ in 0..3 {
-        assert_eq!(free(&mut heap, blocks[600], 1_024), Freed::Yes);
-        assert_eq!(heap.alloc_again(1_024, 8).map(|p| p.addr()), Some(blocks[600]));
+    in_plain_scope(|heap, scope| {
+        let blocks: Vec<_> = (0..1_400).map(|_| make(heap, 1_024, 8).unwrap().addr()).collect();
+        let (busy, idle) = (
+            heap.granule(blocks[600]) / CHUNK_GRANULES,
+            heap.granule(blocks[1_300]) / CHUNK_GRANULES,
+        );
+        heap.start_recycling();
+        for _ in 0..3 {
+            assert_eq!(free(heap, blocks[600], 1_024), Freed::Yes);
+            assert_eq!(heap.alloc_again(1_024, 8).map(|p| p.addr()), Some(blocks[600]));
+            heap.end_interval();
+            heap.debug_check();
+            assert!(!heap.marks.is_aged(busy));
+        }
+        assert!(heap.marks.is_aged(idle) || !heap.marks.is_dirty(idle));
+        // What the last interval saw is not lost where recycling ends in it.
+        assert_eq!(free(heap, blocks[600], 1_024), Freed::Yes);
+        assert!(heap.alloc_again(1_024, 8).is_some());
+        heap.leave(scope);
         heap.end_interval();
-        heap.debug_check();
         assert!(!heap.marks.is_aged(busy));
-    }
-    assert!(heap.marks.is_aged(idle) || !heap.marks.is_dirty(idle));
-    // What the last interval saw is not lost where recycling ends in it.
-    assert_eq!(free(&mut heap, blocks[600], 1_024), Freed::Yes);
-    assert!(heap.alloc_again(1_024, 8).is_some());
-    heap.leave(scope);
-    heap.end_interval();
-    assert!(!heap.marks.is_aged(busy));
+    });
 }
 
 #[test]
 fn recycling_ends_where_nothing_is_found() {
-    if guard::CHECKED {
-        return;
-    }
-    let private = Private::new();
-    let mut heap = private.heap();
-    let _scope = heap.enter();
-    remember_some(&mut heap);
-    let mut made = 0;
-    while heap.is_recycling() {
-        make(&mut heap, 300, 8).unwrap();
-        made += 1;
-        assert!(made < 2_000, "it does not end");
-    }
-    assert!(made > 100, "it ended after {made}");
-    heap.debug_check();
+    in_plain_scope(|heap, _scope| {
+        remember_some(heap);
+        let mut made = 0;
+        while heap.is_recycling() {
+            make(heap, 300, 8).unwrap();
+            made += 1;
+            assert!(made < 2_000, "it does not end");
+        }
+        assert!(made > 100, "it ended after {made}");
+    });
 }
 
 #[test]

@@ -7,10 +7,10 @@
 //! may get its memory meanwhile, and whoever takes it reads the bits (H2). What it says wrongly costs a look.
 //!
 //! Steps that free what they made are better off without: so blocks are remembered only while a thread *recycles*. It begins
-//! to within one scope when many holes in turn were short, or when two looks at the area in turn find that some of it is free;
+//! within one scope when many holes in turn were short, or when two looks at the area in turn find that some of it is free;
 //! it ends when a scope is left or few requests find a block. Meanwhile the area is masked, so that frees take the slow path.
 
-use super::Heap;
+use super::{lane_of, Heap};
 use crate::hint::unlikely;
 use crate::layout::{line_mask, CHUNK_GRANULES, GRANULE, MAGAZINE_ROOM, SHORT_MAX, WARM_CHUNKS, WORD_GRANULES};
 use crate::live_map::{clear_anywhere, take_short};
@@ -252,10 +252,15 @@ impl Heap {
         if unlikely(offset >= self.magazines.area || less_one >= SHORT_MAX) {
             return false;
         }
-        let mask = line_mask(less_one);
-        let reach = less_one | mask;
+        let lane = self.lanes[lane_of(less_one)];
+        let reach = less_one | lane.mask;
+        let is_last = addr.wrapping_add(reach).wrapping_add(1) == lane.pos;
+        // H4: the last block's bits become the hole's; in a hole there is no block.
+        if unlikely(is_last | self.lanes[0].holds(addr) | self.lanes[1].holds(addr)) {
+            return false;
+        }
         // SAFETY: the caller's promise to free: a block is in this heap's small area, and this thread is the owner.
-        if unlikely(addr & mask != 0 || !unsafe { clear_anywhere(self.live, addr, reach) }) {
+        if unlikely(addr & lane.mask != 0 || !unsafe { clear_anywhere(self.live, addr, reach) }) {
             return false;
         }
         self.magazines.push(reach / GRANULE, self.granule(addr));
