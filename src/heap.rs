@@ -50,7 +50,7 @@ use purge::LOOK_CHUNKS;
 /// about a nanosecond, for eight granules used.
 const WALK_SHARE: i64 = 8;
 /// Lane 0 bumps blocks below 64 bytes, lane 1 those from there on.
-const LANES: usize = 2;
+pub const LANES: usize = 2;
 /// In place of a lane, where searches are paid for: blocks over 1 KiB. Their walks are counted to lane 1.
 const LONG: usize = LANES;
 
@@ -131,7 +131,7 @@ const fn grain(lane: usize) -> usize {
 
 /// The lane of blocks whose size less one is this; what is behind a block counts.
 #[inline(always)]
-const fn lane_of(size_less_one: usize) -> usize {
+pub const fn lane_of(size_less_one: usize) -> usize {
     (size_less_one.wrapping_add(GUARD) >= LINE_FROM - 1) as usize
 }
 

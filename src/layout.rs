@@ -99,6 +99,12 @@ pub const fn line_mask(size_less_one: usize) -> usize {
     }
 }
 
+/// How many granules of a block are behind its first, from one less than its size; `is_line`: it is 64 bytes or more.
+#[inline(always)]
+pub const fn granules_behind(size_less_one: usize, is_line: bool) -> usize {
+    (size_less_one / GRANULE) | ((CACHE_LINE / GRANULE - 1) * is_line as usize)
+}
+
 /// The granules that a block of `size` bytes occupies; size 0 counts as 1.
 #[inline(always)]
 pub const fn granules(size: usize) -> usize {
@@ -261,6 +267,8 @@ mod tests {
             assert_eq!(units(size), whole.div_ceil(UNIT));
             let line = if size >= 64 { 64 } else { 16 };
             assert_eq!(line_mask(size.max(1) - 1), line - 1);
+            let behind = size.max(1).next_multiple_of(line) / GRANULE - 1;
+            assert_eq!(granules_behind(size.max(1) - 1, line == 64), behind);
             for shift in 0..14 {
                 assert_eq!(scope_align(size, 1 << shift), line.max(1 << shift));
             }

@@ -86,6 +86,13 @@ impl LiveMap {
         self.live(word).load(Ordering::Relaxed) & bits == bits
     }
 
+    /// The bits of a word that are clear in the live map.
+    #[inline(always)]
+    pub fn unset(&self, word: usize) -> u64 {
+        // Relaxed: as in `free_remote`.
+        !self.live(word).load(Ordering::Relaxed)
+    }
+
     /// Applies `change` to the live bits of granules `[start, end)`, word by word; it gets the word and the mask.
     #[inline(always)]
     fn each_word(start: usize, end: usize, mut change: impl FnMut(usize, u64)) {
@@ -323,13 +330,14 @@ fn clear_bits(word: &AtomicU64, ones: u64) -> bool {
     done
 }
 
-/// A short block's bits, without a branch that depends on where it is: those in its first word and those in the next.
+/// The bits of the granule `start` and of those up to `reach` (0 to 63) behind it, without a branch that depends on where they
+/// are: those in its word and those in the next.
 #[inline(always)]
-fn bits_of(first: usize, reach: usize) -> (u64, u64) {
-    let ones = ONES[reach / GRANULE % WORD_GRANULES];
+pub fn bits_of(start: usize, reach: usize) -> (u64, u64) {
+    let ones = ONES[reach % WORD_GRANULES];
     // Shifts take their count modulo 64. What the first pushes out is the second word's; in two shifts, for nothing is
     // pushed out by 0.
-    let shift = (first / GRANULE) as u32;
+    let shift = start as u32;
     (ones.wrapping_shl(shift), (ones >> 1).wrapping_shr(!shift))
 }
 
@@ -341,7 +349,7 @@ fn bits_of(first: usize, reach: usize) -> (u64, u64) {
 #[inline(always)]
 #[must_use]
 pub unsafe fn clear_anywhere(live: *const AtomicU64, first: usize, reach: usize) -> bool {
-    let (low, high) = bits_of(first, reach);
+    let (low, high) = bits_of(first / GRANULE, reach / GRANULE);
     // SAFETY: by the caller's promise; the second word is the first again, of which nothing is asked, where the block ends
     // in it.
     unsafe { clear_in_two(live, (first, low), (first.wrapping_add(reach), high)) }
@@ -354,7 +362,7 @@ pub unsafe fn clear_anywhere(live: *const AtomicU64, first: usize, reach: usize)
 #[inline(always)]
 #[must_use]
 pub unsafe fn take_short(live: *const AtomicU64, first: usize, reach: usize) -> bool {
-    let (low, high) = bits_of(first, reach);
+    let (low, high) = bits_of(first / GRANULE, reach / GRANULE);
     // SAFETY: as in `clear_anywhere`.
     let (one, two) = unsafe {
         let last = first.wrapping_add(reach);

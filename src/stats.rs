@@ -12,9 +12,9 @@ use crate::{sys, thread};
 ///
 /// Owners publish on slow paths (when a hole is refilled from fresh memory, when a span is made, resized or freed, when a
 /// thread ends), and the small area's bits are read as they stand. So while other threads work, `in_use_bytes` counts
-/// each thread's current holes (at most 64 KiB each), what it keeps for reuse (at most 0.3 MiB) and what it last freed of
-/// another's (at most 1 KiB) as in use, remotely freed spans as in use until their owner folds them, and the rest is as of
-/// each owner's last slow path. With all threads at rest the sums are exact but for those three.
+/// each thread's current holes (at most 64 KiB each) and what it last freed of others' (at most 16 KiB) as in use, remotely
+/// freed spans as in use until their owner folds them, and the rest is as of each owner's last slow path. With all threads
+/// at rest the sums are exact but for those three.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
@@ -165,7 +165,8 @@ pub fn stats() -> Stats {
     stats
 }
 
-/// The calling thread's arena, exact but for what others freed of it last: at most 1 KiB each. Costs as [`stats`] does, for one segment.
+/// The calling thread's arena, exact but for what others freed of it last: at most 16 KiB each. Costs as [`stats`] does, for
+/// one segment.
 ///
 /// # Examples
 /// ```

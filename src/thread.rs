@@ -20,8 +20,10 @@
 use crate::align::max;
 use crate::gathered::{Gathered, Theirs, Told};
 use crate::guard::{self, CHECKED};
-use crate::heap::{Freed, Heap, Kind, Ticket};
-use crate::layout::{granules, scope_align, units, GRANULE, SHORT_MAX, SMALL_ALIGN_MAX, SMALL_MAX, UNIT};
+use crate::heap::{lane_of, Freed, Heap, Kind, Ticket, LANES};
+use crate::layout::{
+    granules, granules_behind, scope_align, units, GRANULE, SHORT_MAX, SMALL_ALIGN_MAX, SMALL_MAX, UNIT,
+};
 use crate::ledger::Ledger;
 use crate::live_map::LiveMap;
 use crate::segment::{self, NoSegment};
@@ -70,7 +72,8 @@ enum State {
 #[repr(C)]
 struct Slot {
     heap: UnsafeCell<Heap>,
-    gathered: UnsafeCell<Gathered>,
+    /// For each lane.
+    gathered: UnsafeCell<[Gathered; LANES]>,
     /// Whether the hook was registered.
     hooked: Cell<bool>,
     state: Cell<State>,
@@ -92,7 +95,7 @@ thread_local! {
     static SLOT: Slot = const {
         Slot {
             heap: UnsafeCell::new(Heap::new()),
-            gathered: UnsafeCell::new(Gathered::NONE),
+            gathered: UnsafeCell::new([Gathered::NONE; LANES]),
             hooked: Cell::new(false),
             state: Cell::new(State::New),
             retries: Cell::new(0),
@@ -113,7 +116,7 @@ impl Drop for Hook {
         with_slot(|slot| {
             slot.state.set(State::Ended);
             publish_entered(slot);
-            with_gathered(slot, |gathered| gathered.take().into_iter().for_each(told));
+            tell_all(slot);
             // SAFETY: as in `with_heap`.
             let index = unsafe { &mut *slot.heap.get() }.detach();
             if let Some(index) = index {
@@ -253,16 +256,18 @@ pub fn alloc_again(size: usize, align: usize) -> Option<*mut u8> {
     with_heap(|heap| heap.alloc_again(size, align))
 }
 
-/// Frees a block of another thread in the word of maps where the last one was. `false` leaves it to `free_behind`.
+/// Frees a block of another thread in the line of maps where the last one was. `false` leaves it to `free_behind`.
 #[inline(always)]
 pub fn free_beside(addr: usize, size: usize) -> bool {
-    with_slot(|slot| with_gathered(slot, |gathered| gathered.add(addr, size)))
+    let size_less_one = size.wrapping_sub(1);
+    size_less_one < SHORT_MAX && with_gathered(size_less_one, |gathered, behind| gathered.add(addr, behind))
 }
 
-/// Frees a block of another thread in the next word, or in both. `false` leaves it to `free_slow`.
+/// Frees a block of another thread in the next line, or in both. `false` leaves it to `free_slow`.
 #[inline(always)]
 pub fn free_behind(addr: usize, size: usize) -> bool {
-    with_slot(|slot| with_gathered(slot, |gathered| gathered.add_next(addr, size, told)))
+    let size_less_one = size.wrapping_sub(1);
+    size_less_one < SHORT_MAX && with_gathered(size_less_one, |gathered, behind| gathered.add_next(addr, behind, told))
 }
 
 /// Frees a short block of a thread that remembers such blocks. `false` leaves it to `free_slow`.
@@ -271,11 +276,25 @@ pub fn free_near(addr: usize, size: usize) -> bool {
     with_heap(|heap| heap.free_near(addr, size))
 }
 
-/// Runs `f` on what the thread has gathered.
+/// Runs `f` on what the thread has gathered of the lane of blocks of this size, and on how many granules such a block has behind
+/// its first. The lanes lie apart: who frees blocks of both would go from line to line with each.
 #[inline(always)]
-fn with_gathered<R>(slot: &Slot, f: impl FnOnce(&mut Gathered) -> R) -> R {
-    // SAFETY: as in `with_heap`: the slot is this thread's, and no closure touches what is gathered through the slot.
-    f(unsafe { &mut *slot.gathered.get() })
+fn with_gathered<R>(size_less_one: usize, f: impl FnOnce(&mut Gathered, usize) -> R) -> R {
+    let lane = lane_of(size_less_one);
+    with_slot(|slot| {
+        // SAFETY: as in `with_heap`: the slot is this thread's, and no closure touches what is gathered through the slot.
+        let gathered = unsafe { &mut *slot.gathered.get() };
+        f(&mut gathered[lane % LANES], granules_behind(size_less_one, lane != 0))
+    })
+}
+
+/// Tells owners all that the thread has gathered.
+fn tell_all(slot: &Slot) {
+    // SAFETY: as in `with_gathered`.
+    let gathered = unsafe { &mut *slot.gathered.get() };
+    for what in gathered.iter_mut().filter_map(Gathered::take) {
+        told(what);
+    }
 }
 
 /// Whether more scopes were entered than the totals should be late by.
@@ -393,7 +412,9 @@ pub fn free_slow(addr: usize, size: usize) -> Outcome {
                     map: remote_map(segment),
                     counts,
                 };
-                with_gathered(slot, |gathered| gathered.free(theirs, start, granules(size), told))
+                with_gathered(max(size, 1).wrapping_sub(1), |gathered, behind| {
+                    gathered.free(theirs, start, behind, told)
+                })
             }
             Place::Span(_) | Place::None => free_in(segment, addr, size) == Outcome::Done,
         });
@@ -419,7 +440,7 @@ fn told(what: Told) {
 
 /// Tells owners what this thread has freed of theirs, now.
 pub fn tell() {
-    with_slot(|slot| with_gathered(slot, |gathered| gathered.take().into_iter().for_each(told)));
+    with_slot(tell_all);
 }
 
 /// A segment's maps for a thread that does not own it.

@@ -36,7 +36,7 @@ const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/counts/counts.t
 /// An operation: its name, what one round does, and how many operations that is.
 type Operation = (&'static str, fn(), u64);
 
-const OPERATIONS: [Operation; 12] = [
+const OPERATIONS: [Operation; 13] = [
     ("pair-32", pair::<32>, 1),
     ("pair-1024", pair::<1_024>, 1),
     ("pair-32-in-scope", in_scope_pair::<32>, 100),
@@ -47,6 +47,7 @@ const OPERATIONS: [Operation; 12] = [
     ("enter+leave-used", enter_leave_used, 1),
     ("outside-in-scope", outside, 1),
     ("remote-free", remote_free, 100),
+    ("remote-free-mixed", remote_free_mixed, 1_000),
     ("grow-in-scope", grow, 63),
     ("span", span, 1),
 ];
@@ -131,6 +132,20 @@ fn remote_free() {
     arena_scope(|| {
         let blocks = [(); 100].map(|()| make(64).expose_provenance());
         let freeing = thread::spawn(move || blocks.into_iter().for_each(|block| free(block as *mut u8, 64)));
+        freeing.join().expect("it has not panicked");
+    });
+}
+
+/// 1,000 blocks of 16 to 1,023 bytes freed by another thread; a thousandth of what it costs to start one is in the figure.
+fn remote_free_mixed() {
+    arena_scope(|| {
+        let size = |index: usize| 16 + index * 617 % 1_008;
+        let blocks: Vec<usize> = (0..1_000).map(|index| make(size(index)).expose_provenance()).collect();
+        let freeing = thread::spawn(move || {
+            for (index, &block) in blocks.iter().enumerate() {
+                free(block as *mut u8, size(index));
+            }
+        });
         freeing.join().expect("it has not panicked");
     });
 }
