@@ -17,10 +17,14 @@ struct Private {
 
 impl Private {
     fn new() -> Private {
-        let raw = sys::reserve(2 * SEGMENT_MIN);
+        Private::of(SEGMENT_MIN)
+    }
+
+    fn of(bytes: usize) -> Private {
+        let raw = sys::reserve(2 * bytes);
         assert!(!raw.is_null());
-        let layout = SegmentLayout::for_size(SEGMENT_MIN);
-        let base = raw.map_addr(|addr| align_up(addr, SEGMENT_MIN));
+        let layout = SegmentLayout::for_size(bytes);
+        let base = raw.map_addr(|addr| align_up(addr, bytes));
         // SAFETY: the head is inside the reservation just made.
         assert!(unsafe { sys::commit(base, layout.head_bytes) });
         Private {
@@ -39,7 +43,7 @@ impl Private {
 impl Drop for Private {
     fn drop(&mut self) {
         // SAFETY: all heaps and blocks of the segment are gone with the test.
-        unsafe { sys::release(self.raw, 2 * SEGMENT_MIN) };
+        unsafe { sys::release(self.raw, 2 * self.segment.layout.bytes) };
     }
 }
 
@@ -936,6 +940,35 @@ fn what_is_replaced_in_place_pays_for_huge_pages() {
             heap.pass.worked
         );
     });
+}
+
+/// The rest of a huge page that came with the area's last blocks goes back like other free pages, and what was used does not.
+#[test]
+fn what_came_along_behind_the_area_goes_back() {
+    let private = Private::of(4 * SEGMENT_MIN);
+    let mut heap = private.heap();
+    let area = private.segment.layout.small_granules();
+    assert!(heap.commit(area));
+    // SAFETY: committed just now, and the segment's own.
+    unsafe { heap.huge.ask_once(heap.small_base, area * GRANULE) };
+    let scope = heap.enter();
+    let blocks: Vec<usize> = (0..700).map(|_| make(&mut heap, 1_000, 8).unwrap().addr()).collect();
+    for &block in &blocks {
+        // SAFETY: the block is live.
+        unsafe { heap.small_ptr(block).write_bytes(7, 1_000) };
+    }
+    heap.trim();
+    let above = align_up(heap.small.high * GRANULE, sys::page_size());
+    // SAFETY: committed above.
+    let along = unsafe { sys::resident(heap.small_base.add(above), area * GRANULE - above) };
+    assert_eq!(along, 0, "bytes never used stay");
+    for block in blocks {
+        // SAFETY: as above; and it is freed once.
+        assert!((0..1_000).all(|at| unsafe { heap.small_ptr(block + at).read() } == 7));
+        assert!(free(&mut heap, block, 1_000) == Freed::Yes);
+    }
+    heap.leave(scope);
+    heap.debug_check();
 }
 
 #[test]

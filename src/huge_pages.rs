@@ -1,11 +1,12 @@
-//! Huge pages under a segment: asked for where a long fresh span fills them, and put in place of small pages where all of
-//! those are in memory already.
+//! Huge pages under a segment: asked for where a long fresh span or a small area that grows fills them, and put in place of
+//! small pages where all of those are in memory already.
 //!
 //! **Problem.** A step that walks some MiB needs an entry of the page table for every 4 KiB; but a huge page that is not full
 //! holds memory for nothing. **Answer.** 2 MiB whose small pages are all in memory cost no more as one page. So an area's
 //! ranges of 2 MiB are looked at from time to time, and those that are full are *joined*, contents and all. **What is left as
 //! it was.** What goes back to the system and is touched again comes in small pages, and is joined again when all of them
-//! are there. So nothing here makes a program hold more than it would.
+//! are there. So nothing here makes a program hold more than it would, but for the last huge page of a small area of more
+//! than 32 MiB: its rest goes back when free pages do.
 //!
 //! Joining is paid for: a pass over an area begins when enough work was done in it since the last, and each range of the pass
 //! is joined when so much more was done, so that no frame or request has to wait for all of them. How much work pays for a range
@@ -32,6 +33,8 @@ const SMALL: u8 = 0;
 const JOINED: u8 = 1;
 /// Huge pages, asked for: what is touched there when none of it is in memory comes in one.
 const ASKED: u8 = 2;
+/// As asked for, until it goes back.
+const ASKED_ONCE: u8 = 3;
 
 /// What backs the ranges of one segment, in its owner's hands.
 #[derive(Clone, Copy)]
@@ -88,16 +91,40 @@ impl HugePages {
         HugePages { backing, base }
     }
 
-    /// Asks for huge pages for the inside of fresh memory.
+    /// Asks for huge pages for the inside of fresh memory, whenever it is touched.
     ///
     /// # Safety
     /// The bytes are committed memory of the segment.
     pub unsafe fn ask(self, p: *mut u8, bytes: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { self.ask_as(ASKED, p, bytes) }
+    }
+
+    /// As `ask`, for the first touch only: what goes back comes again in small pages.
+    ///
+    /// # Safety
+    /// As `ask`.
+    pub unsafe fn ask_once(self, p: *mut u8, bytes: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { self.ask_as(ASKED_ONCE, p, bytes) }
+    }
+
+    unsafe fn ask_as(self, backing: u8, p: *mut u8, bytes: usize) {
         let (first, last) = self.ranges_inside(p, bytes);
         if last > first {
             // SAFETY: the ranges are among the caller's bytes.
             unsafe { sys::advise_huge(self.range(first), last.wrapping_sub(first).wrapping_mul(HUGE_PAGE)) };
-            (first..last).for_each(|range| self.note(range, ASKED));
+            (first..last).for_each(|range| self.note(range, backing));
+        }
+    }
+
+    /// Bytes from `p` on that came with the memory before it, in one huge page that was asked for once.
+    pub fn came_along(self, p: *mut u8) -> usize {
+        let offset = self.offset(p);
+        match offset % HUGE_PAGE {
+            0 => 0,
+            _ if self.backing(offset / HUGE_PAGE) != ASKED_ONCE => 0,
+            used => HUGE_PAGE.wrapping_sub(used),
         }
     }
 
@@ -115,7 +142,7 @@ impl HugePages {
             if backing == SMALL || (backing == ASKED && is_whole) {
                 continue;
             }
-            if !is_whole {
+            if !is_whole || backing == ASKED_ONCE {
                 // SAFETY: what has huge pages is committed memory of the segment, the whole range.
                 unsafe { sys::split(self.range(range), HUGE_PAGE) };
             }

@@ -233,6 +233,42 @@ fn what_was_asked_for_is_huge_until_a_part_goes_back() {
 }
 
 #[test]
+fn what_was_asked_for_once_is_huge_until_it_goes_back() {
+    let mut area = Area::new();
+    let huge = area.huge();
+    // SAFETY: committed pages of ours.
+    unsafe { huge.ask_once(area.at(1), 5 * HUGE_PAGE) };
+    let asked = [SMALL, ASKED_ONCE, ASKED_ONCE, ASKED_ONCE, ASKED_ONCE, SMALL, SMALL];
+    assert_eq!(area.table, asked);
+    for range in 0..4 {
+        area.touch(range * ALL, range * ALL + 1);
+    }
+    let huge_pages = area.in_huge_pages() / HUGE_PAGE;
+    assert!(huge_pages <= 3);
+    assert_eq!(area.resident(), huge_pages * ALL + 4 - huge_pages);
+    area.pass(7);
+    assert_eq!(area.table, asked);
+    // What came along with a page is the rest of its range, where it was asked for.
+    for (page, along) in [(7, 0), (ALL, 0), (ALL + 1, ALL - 1), (3 * ALL - 1, 1), (5 * ALL + 1, 0)] {
+        assert_eq!(huge.came_along(area.at(page)), along * PAGE, "page {page}");
+    }
+    // One goes back whole, one in part; the one behind them is as it was.
+    let before = splits();
+    area.go(ALL, 2 * ALL);
+    area.go(2 * ALL + 1, 3 * ALL);
+    assert_eq!(area.table, [SMALL, SMALL, SMALL, ASKED_ONCE, ASKED_ONCE, SMALL, SMALL]);
+    assert!(huge_pages < 3 || splits() > before, "a part that went back is kept");
+    let before = area.resident();
+    area.touch(ALL + 3, ALL + 4);
+    area.touch(2 * ALL + 3, 2 * ALL + 4);
+    assert_eq!(area.resident(), before + 2, "a touch brings a page");
+    area.check(0, 1);
+    area.check(2 * ALL, 2 * ALL + 1);
+    area.check(3 * ALL, 3 * ALL + 1);
+    assert_eq!(area.resident(), before + 2);
+}
+
+#[test]
 fn passes_and_ranges_are_paid_for_and_refusals_double_it() {
     let bytes = 10 * HUGE_PAGE;
     let mut pass = Pass::NEW;

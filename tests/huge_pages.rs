@@ -10,9 +10,10 @@
 mod support;
 
 use serial_test::serial;
+use std::mem::MaybeUninit;
 use std::ptr::null_mut;
 use stepalloc::{arena_scope, trim, StepAlloc};
-use support::{in_thread, proc_bytes, Block};
+use support::{child_passes, in_thread, proc_bytes, role, Block};
 
 #[global_allocator]
 static GLOBAL: StepAlloc = StepAlloc::new();
@@ -99,6 +100,60 @@ fn steps_that_go_on(bytes: usize, size: usize) {
         drop(kept);
         trim();
         resident() - before
+    });
+    assert!(left <= MIB, "{left} bytes are left");
+}
+
+/// Whether fresh memory of this system comes in huge pages where they are asked for.
+fn can_ask() -> bool {
+    let enabled = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
+    enabled.is_ok_and(|text| text.contains("[madvise]"))
+}
+
+#[test]
+#[serial]
+fn what_a_long_small_area_grows_by_comes_in_huge_pages_whose_rest_goes_back() {
+    if role().is_none() {
+        // In a process whose areas are as long as they were made.
+        child_passes(
+            "what_a_long_small_area_grows_by_comes_in_huge_pages_whose_rest_goes_back",
+            "grows",
+        );
+        return;
+    }
+    let left = in_thread(|| {
+        // Its pages are in memory before those of the blocks.
+        let mut blocks: Vec<Block> = Vec::with_capacity(101 * MIB / 512);
+        blocks.spare_capacity_mut().fill_with(MaybeUninit::zeroed);
+        let (before, huge_before) = (resident(), in_huge_pages());
+        let above = |level: usize| resident().saturating_sub(level);
+        arena_scope(|| {
+            // 24 MiB are in small pages, and so is what is beyond 32 MiB in part: up to where the area's next step begins.
+            blocks.extend((0..24 * MIB / 512).map(|_| Block::new(512, 8)));
+            let less = above(before);
+            assert!((24 * MIB..25 * MIB).contains(&less), "{less} bytes are held of 24 MiB");
+            assert!(in_huge_pages() <= huge_before + 2 * MIB, "they are not from the first");
+            blocks.extend((0..77 * MIB / 512).map(|_| Block::new(512, 8)));
+            let (held, huge) = (above(before), in_huge_pages() - huge_before);
+            assert!(
+                (101 * MIB..104 * MIB).contains(&held),
+                "{held} bytes are held of 101 MiB"
+            );
+            assert!(!can_ask() || huge >= 30 * MIB, "{huge} bytes in huge pages");
+            trim();
+            let held = above(before);
+            assert!(held < 102 * MIB, "{held} bytes are held of 101 MiB after trim");
+            blocks.iter().for_each(Block::verify);
+            blocks.clear();
+        });
+        trim();
+        // And comes again in small pages.
+        let empty = above(before);
+        arena_scope(|| {
+            let _block = Block::new(512, 8);
+            assert!(above(before) <= empty + MIB / 4);
+        });
+        empty
     });
     assert!(left <= MIB, "{left} bytes are left");
 }

@@ -26,6 +26,9 @@ const FRESH_RECYCLING: usize = WORD_GRANULES;
 const HOLE_FIRST: usize = 16 * WORD_GRANULES;
 /// No shorter run of granules becomes a hole.
 const RUN_MIN: usize = 2;
+/// From this length on, bytes, what the area grows by is asked for in huge pages: what comes along with the last of them is a
+/// sixteenth of what is used at most. To join small ones later costs as much again.
+const HUGE_FROM: usize = 32 << 20;
 /// A look at the whole area must be paid for by allocating one in this many of its granules since the last look.
 const LOOK_SHARE: usize = 32;
 /// The area grows instead of being searched again when more than four fifths of it are live.
@@ -396,6 +399,10 @@ impl Heap {
             self.small.committed = granules;
             // SAFETY: committed just now, so no block is in it.
             unsafe { guard::unusable(self.small_base.add(from), bytes) };
+            if from >= HUGE_FROM {
+                // SAFETY: as above.
+                unsafe { self.huge.ask_once(self.small_base.add(from), bytes) };
+            }
         }
         done
     }

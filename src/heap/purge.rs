@@ -4,7 +4,7 @@
 //! Looked at on slow paths only. Which chunks were used of late `marks` knows; which pages are free the maps say.
 
 use super::{Heap, LANES};
-use crate::align::align_down;
+use crate::align::{align_down, align_up};
 use crate::layout::{CHUNK, CHUNK_GRANULES, GRANULE, UNIT, WORD_GRANULES};
 use crate::sys;
 
@@ -118,7 +118,11 @@ impl Heap {
         self.forget_remembered();
         let page = sys::page_size() / GRANULE;
         let high = self.small.high;
-        let (mut given, mut run, mut at, mut stayed) = (0usize, 0usize, 0usize, 0u16);
+        // Never used, but in memory where it came along with what is before it: asked before parts of that are split off.
+        let above = align_up(high, page);
+        let along = self.huge.came_along(self.small_ptr(self.addr(above)));
+        let mut given = self.discard_run(above, above.wrapping_add(along / GRANULE), count_resident);
+        let (mut run, mut at, mut stayed) = (0usize, 0usize, 0u16);
         // `[run, at)` are free pages not yet given back; `stayed` are the chunk's others.
         while at < high {
             let next = at.wrapping_add(page).min(high);
