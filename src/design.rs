@@ -200,9 +200,10 @@
 //!   place makes few of those, and is what wants huge pages most.
 //! - **A small area of more than 32 MiB grows by huge pages**, asked for once: what goes back comes again in small ones, and
 //!   what came along with the last, a sixteenth of what is used at most, goes back with other free memory. Where 200,000
-//!   blocks of 16 to 1,024 bytes are replaced, joining took until the eleventh of thirty rounds and doubled the time of those
-//!   in which it was done, for each huge page is memory that the machine must find anew: 0.95 of the time (median of nine
-//!   interleaved runs on an AMD EPYC, the fastest 0.85), in 1.18 times what lives instead of 1.16.
+//!   blocks of 16 to 1,024 bytes are replaced thirty times, joining took until the eleventh round, for each huge page is
+//!   memory that the machine must find anew: the first six took 1.44 times as long as the last, and take 1.02 times now
+//!   (medians of nine interleaved runs on an AMD EPYC). The whole takes 0.95 to 1.00 of the time, in 1.18 times what lives
+//!   instead of 1.16.
 //! - **Frees of another thread's blocks are gathered by word.** Each was an atomic change of a word or two of the owner's
 //!   remote map, more than half of the time of a consumer that drops what a producer made. Now the first and those that follow
 //!   in the same 1 KiB are one change, and all but the first find neither segment nor maps anew: 342 instructions became
