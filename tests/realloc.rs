@@ -188,6 +188,31 @@ fn every_small_size_becomes_every_other() {
     }
 }
 
+/// A block of 49 to 63 bytes has room for 64, but those begin at a line: whoever grows it moves it, unless it does.
+#[test]
+#[serial]
+fn what_grows_to_a_line_begins_at_one() {
+    for by_owner in [true, false] {
+        arena_scope(|| {
+            let shifts: Vec<(Block, Block)> = (0..200)
+                .map(|n| (Block::new(16, 8), Block::new(49 + n % 15, 8)))
+                .collect();
+            let (shifts, mut blocks): (Vec<Block>, Vec<Block>) = shifts.into_iter().unzip();
+            assert!(
+                CHECKED || blocks.iter().any(|block| block.addr() % 64 != 0),
+                "all begin at lines"
+            );
+            let mut grow = || blocks.iter_mut().for_each(|block| assert!(block.resize(64)));
+            if by_owner {
+                grow();
+            } else {
+                in_thread(grow);
+            }
+            blocks.iter().chain(&shifts).for_each(Block::verify);
+        });
+    }
+}
+
 /// Another thread cannot give up the tail of a large block, so it keeps the block where that wastes less than half of it.
 #[test]
 #[serial]
