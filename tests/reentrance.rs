@@ -3,6 +3,7 @@
 
 mod support;
 
+use serial_test::serial;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
@@ -105,6 +106,7 @@ fn churn(seed: u64) {
 }
 
 #[test]
+#[serial]
 fn a_backing_that_allocates_through_the_global_allocator_is_served() {
     let before = (CALLS.load(Ordering::Relaxed), INSIDE_SCOPES.load(Ordering::Relaxed));
     thread::scope(|scope| {
@@ -120,6 +122,7 @@ fn a_backing_that_allocates_through_the_global_allocator_is_served() {
 }
 
 #[test]
+#[serial]
 fn a_counted_scope_counts_what_the_backing_allocates() {
     let ((), report) = arena_scope_report(|| {
         churn(9);
