@@ -18,7 +18,7 @@ use core::ptr;
 const WORDS: usize = CACHE_LINE / 8;
 
 /// Bytes that they stand for.
-pub const GATHERED_BYTES: usize = WORDS * WORD_BYTES;
+const GATHERED_BYTES: usize = WORDS * WORD_BYTES;
 
 const GRANULES: usize = WORDS * WORD_GRANULES;
 
@@ -53,19 +53,25 @@ impl Gathered {
         bits: [0; WORDS],
     };
 
+    /// The granule that begins at an address, counted from the line's first. Where none begins, what is left of the division is
+    /// in the uppermost bits: so one compare finds both.
+    #[inline(always)]
+    fn granule(&self, addr: usize) -> usize {
+        addr.wrapping_sub(self.base).rotate_right(GRANULE.trailing_zeros())
+    }
+
     /// Frees a block that has `behind` (0 to 63) granules behind its first and lies in the line gathered; `false` if it does
     /// not, is free already, or the owner counts.
     #[inline(always)]
     pub fn add(&mut self, addr: usize, behind: usize) -> bool {
-        // Where no granule begins, what is left of the division is in the uppermost bits: one compare finds both.
-        let start = addr.wrapping_sub(self.base).rotate_right(GRANULE.trailing_zeros());
+        let start = self.granule(addr);
         start < GRANULES.wrapping_sub(behind) && !self.is_counted() && self.add_bits(start, behind)
     }
 
     /// As `add`, of a block that reaches into the next line or lies in it. Hands what was gathered so far to `tell`.
     #[inline(always)]
     pub fn add_next(&mut self, addr: usize, behind: usize, tell: impl FnMut(Told)) -> bool {
-        let start = addr.wrapping_sub(self.base).rotate_right(GRANULE.trailing_zeros());
+        let start = self.granule(addr);
         if start >= 2 * GRANULES || self.is_counted() {
             return false;
         }

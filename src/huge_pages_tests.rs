@@ -47,6 +47,16 @@ impl Area {
         }
     }
 
+    /// Writes to the first page of four ranges, of which the last three were asked for. How many came in huge pages: three,
+    /// where those are to be had.
+    fn touch_three_asked_for(&self) -> usize {
+        (0..4).for_each(|range| self.touch(range * ALL, range * ALL + 1));
+        let huge_pages = self.in_huge_pages() / HUGE_PAGE;
+        assert!(huge_pages <= 3);
+        assert_eq!(self.resident(), huge_pages * ALL + 4 - huge_pages);
+        huge_pages
+    }
+
     /// Looks whether these pages have what was written.
     fn check(&self, from: usize, to: usize) {
         for page in from..to {
@@ -211,13 +221,7 @@ fn what_was_asked_for_is_huge_until_a_part_goes_back() {
     // SAFETY: committed pages of ours.
     unsafe { huge.ask(area.at(1), 4 * HUGE_PAGE) };
     assert_eq!(area.table, [SMALL, ASKED, ASKED, ASKED, SMALL, SMALL, SMALL]);
-    for range in 0..4 {
-        area.touch(range * ALL, range * ALL + 1);
-    }
-    // Where huge pages are to be had, three of these touches brought one each.
-    let huge_pages = area.in_huge_pages() / HUGE_PAGE;
-    assert!(huge_pages <= 3);
-    assert_eq!(area.resident(), huge_pages * ALL + 4 - huge_pages);
+    let huge_pages = area.touch_three_asked_for();
     area.pass(7);
     assert_eq!(area.table, [SMALL, ASKED, ASKED, ASKED, SMALL, SMALL, SMALL]);
     // One goes back whole, one in part.
@@ -240,12 +244,7 @@ fn what_was_asked_for_once_is_huge_until_it_goes_back() {
     unsafe { huge.ask_once(area.at(1), 5 * HUGE_PAGE) };
     let asked = [SMALL, ASKED_ONCE, ASKED_ONCE, ASKED_ONCE, ASKED_ONCE, SMALL, SMALL];
     assert_eq!(area.table, asked);
-    for range in 0..4 {
-        area.touch(range * ALL, range * ALL + 1);
-    }
-    let huge_pages = area.in_huge_pages() / HUGE_PAGE;
-    assert!(huge_pages <= 3);
-    assert_eq!(area.resident(), huge_pages * ALL + 4 - huge_pages);
+    let huge_pages = area.touch_three_asked_for();
     area.pass(7);
     assert_eq!(area.table, asked);
     // What came along with a page is the rest of its range, where it was asked for.

@@ -82,8 +82,7 @@ impl LiveMap {
     /// Whether all of these bits of a word are set in the live map, freed remotely or not.
     #[inline(always)]
     pub fn is_set(&self, word: usize, bits: u64) -> bool {
-        // Relaxed: as in `free_remote`.
-        self.live(word).load(Ordering::Relaxed) & bits == bits
+        self.unset(word) & bits == 0
     }
 
     /// The bits of a word that are clear in the live map.
@@ -329,11 +328,11 @@ fn clear_bits(word: &AtomicU64, ones: u64) -> bool {
     done
 }
 
-/// The bits of the granule `start` and of those up to `reach` (0 to 63) behind it, without a branch that depends on where they
+/// The bits of the granule `start` and of `behind` (0 to 63) of those behind it, without a branch that depends on where they
 /// are: those in its word and those in the next.
 #[inline(always)]
-pub fn bits_of(start: usize, reach: usize) -> (u64, u64) {
-    let ones = ONES[reach % WORD_GRANULES];
+pub fn bits_of(start: usize, behind: usize) -> (u64, u64) {
+    let ones = ONES[behind % WORD_GRANULES];
     // Shifts take their count modulo 64. What the first pushes out is the second word's; in two shifts, for nothing is
     // pushed out by 0.
     let shift = start as u32;

@@ -259,15 +259,13 @@ pub fn alloc_again(size: usize, align: usize) -> Option<*mut u8> {
 /// Frees a block of another thread in the line of maps where the last one was. `false` leaves it to `free_behind`.
 #[inline(always)]
 pub fn free_beside(addr: usize, size: usize) -> bool {
-    let size_less_one = size.wrapping_sub(1);
-    size_less_one < SHORT_MAX && with_gathered(size_less_one, |gathered, behind| gathered.add(addr, behind))
+    with_gathered(size, |gathered, behind| gathered.add(addr, behind))
 }
 
 /// Frees a block of another thread in the next line, or in both. `false` leaves it to `free_slow`.
 #[inline(always)]
 pub fn free_behind(addr: usize, size: usize) -> bool {
-    let size_less_one = size.wrapping_sub(1);
-    size_less_one < SHORT_MAX && with_gathered(size_less_one, |gathered, behind| gathered.add_next(addr, behind, told))
+    with_gathered(size, |gathered, behind| gathered.add_next(addr, behind, told))
 }
 
 /// Frees a short block of a thread that remembers such blocks. `false` leaves it to `free_slow`.
@@ -277,9 +275,14 @@ pub fn free_near(addr: usize, size: usize) -> bool {
 }
 
 /// Runs `f` on what the thread has gathered of the lane of blocks of this size, and on how many granules such a block has behind
-/// its first. The lanes lie apart: who frees blocks of both would go from line to line with each.
+/// its first; `false` for a block that is not short. The lanes lie apart: who frees blocks of both would go from line to line with
+/// each.
 #[inline(always)]
-fn with_gathered<R>(size_less_one: usize, f: impl FnOnce(&mut Gathered, usize) -> R) -> R {
+fn with_gathered(size: usize, f: impl FnOnce(&mut Gathered, usize) -> bool) -> bool {
+    let size_less_one = size.wrapping_sub(1);
+    if size_less_one >= SHORT_MAX {
+        return false;
+    }
     let lane = lane_of(size_less_one);
     with_slot(|slot| {
         // SAFETY: as in `with_heap`: the slot is this thread's, and no closure touches what is gathered through the slot.
@@ -412,7 +415,7 @@ pub fn free_slow(addr: usize, size: usize) -> Outcome {
                     map: remote_map(segment),
                     counts,
                 };
-                with_gathered(max(size, 1).wrapping_sub(1), |gathered, behind| {
+                with_gathered(max(size, 1), |gathered, behind| {
                     gathered.free(theirs, start, behind, told)
                 })
             }
