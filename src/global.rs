@@ -153,35 +153,39 @@ impl<A: GlobalAlloc> StepAlloc<A> {
         }
     }
 
+    // These take a layout's parts where a program's call has them, and the allocator last: so none has to be moved.
+
     /// Apart, so that a backing's own frame (`System` has one for large alignments) does not become that of `alloc`.
     #[inline(never)]
-    unsafe fn alloc_backing(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promise.
-        unsafe { self.backing.alloc(layout) }
+    unsafe fn alloc_backing(size: usize, align: usize, this: &Self) -> *mut u8 {
+        // SAFETY: the caller's promise: they are a layout's.
+        unsafe { this.backing.alloc(Layout::from_size_align_unchecked(size, align)) }
     }
 
     /// In a scope.
     #[cold]
     #[inline(never)]
-    unsafe fn alloc_slow(&self, layout: Layout) -> *mut u8 {
-        if let Some(again) = thread::alloc_again(layout.size(), layout.align()) {
+    unsafe fn alloc_slow(size: usize, align: usize, this: &Self) -> *mut u8 {
+        if let Some(again) = thread::alloc_again(size, align) {
             return again;
         }
         // SAFETY: the caller's promise.
-        unsafe { self.alloc_anew(layout) }
+        unsafe { Self::alloc_anew(size, align, this) }
     }
 
     /// Apart, so that its frame is not `alloc_slow`'s.
     #[inline(never)]
-    unsafe fn alloc_anew(&self, layout: Layout) -> *mut u8 {
-        let near = thread::alloc_near(layout.size(), layout.align());
+    unsafe fn alloc_anew(size: usize, align: usize, this: &Self) -> *mut u8 {
+        let near = thread::alloc_near(size, align);
         if !near.is_null() {
             return near;
         }
-        match self.serve(layout) {
+        // SAFETY: the caller's promise: they are a layout's.
+        let layout = unsafe { Layout::from_size_align_unchecked(size, align) };
+        match this.serve(layout) {
             Served::Arena(p, _) => p,
             // SAFETY: the layout is the caller's, mapped; its size is not 0.
-            Served::Backing => unsafe { self.backing.alloc(self.backing_layout(layout)) },
+            Served::Backing => unsafe { this.backing.alloc(this.backing_layout(layout)) },
             Served::Nothing => ptr::null_mut(),
         }
     }
@@ -298,11 +302,13 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for StepAlloc<A> {
         match thread::with_heap(|heap| heap.bump(size, align)) {
             Bumped::Made(p) => p,
             // SAFETY: the layout is the caller's; its size is not 0; below both thresholds it is not mapped.
-            Bumped::Outside if size.wrapping_sub(1) < self.small_outside() => unsafe { self.alloc_backing(layout) },
+            Bumped::Outside if size.wrapping_sub(1) < self.small_outside() => unsafe {
+                Self::alloc_backing(size, align, self)
+            },
             // SAFETY: the caller's promise.
-            Bumped::Outside => unsafe { self.alloc_anew(layout) },
+            Bumped::Outside => unsafe { Self::alloc_anew(size, align, self) },
             // SAFETY: the caller's promise.
-            Bumped::No => unsafe { self.alloc_slow(layout) },
+            Bumped::No => unsafe { Self::alloc_slow(size, align, self) },
         }
     }
 
