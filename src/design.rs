@@ -70,10 +70,10 @@
 //!
 //! | | invariant | kept in |
 //! |---|---|---|
-//! | H1 | A granule's bit is set exactly while it is in a live block (freed remotely and not folded counts as live) or in `[pos, limit)` of a lane's hole; those lie apart. So `alloc` writes no bit in a hole; the gap before a block of large alignment leaves the hole and is cleared | `heap`: `take`, `bump`, `bump_any`, `extend_hole`, `alloc_again`; `live_map` |
+//! | H1 | A granule's bit is set exactly while it is in a live block (freed remotely and not folded counts as live) or in `[pos, limit)` of a lane's hole; those lie apart, and are empty while the thread recycles. So `alloc` writes no bit in a hole; the gap before a block of large alignment leaves the hole and is cleared | `heap`: `take`, `bump`, `bump_any`, `extend_hole`, `alloc_again`; `live_map` |
 //! | H2 | Only the owner writes the live map; it takes granules only where the bits are clear after folding, and only of what was ever used, which ends at a line. Giving a hole up clears `[pos, limit)`, no more | `live_map`: `fold`, `next_run`, `run_starts`, `take_short`; `heap`: `grow`, `set_free`, `take`, `next_hole`, `alloc_again`, `give_up_hole` |
 //! | H3 | A remote free touches the remote map alone, or a span's bit. Until it is told the block is live to everybody else, so it may be told late | `live_map::free_bits`, `gathered`, `spans::free_remote` |
-//! | H4 | Freeing the block that ends at its lane's position moves the position back; any other free clears the block's bits, all of them and no others. A bit already clear there is a double free | `heap`: `free_short`, `free_near`, `free_small`; `live_map`: `clear`, `clear_short`, `clear_anywhere` |
+//! | H4 | Freeing the block that ends at its lane's position moves the position back, unless the thread recycles; any other free clears the block's bits, all of them and no others. A bit already clear there is a double free | `heap`: `free_short`, `free_near`, `free_small`; `live_map`: `clear`, `clear_short`, `clear_anywhere` |
 //! | H5 | Spans tile `[0, top)`: from each head its length leads to the next, and no two free ones are neighbours. Only the owner changes the tiling; a remote free sets one bit of a bitmap apart, then a flag, and each is folded once | `spans` |
 //! | H6 | A segment has at most one owner, by one bit of an atomic bitmap (AcqRel). Maps, marks and tables live in the segment, so that a dead thread's escapees can be freed by anyone and the next owner carries on | `segment`; `heap`: `attach`, `detach` |
 //! | H7 | An address inside the reservation is an arena's, any other the backing's. Frees and reallocations are routed by the address alone, never by whether a scope is open. What the backing sees is a pure function of the caller's layout | `global`; `segment::contains` |
@@ -135,7 +135,8 @@
 //! where a block was counts as used already.
 //!
 //! While it recycles the area is masked (`len` is 0), so that a free takes the slow path, which remembers the block; the
-//! inline path is as it was and pays nothing.
+//! inline path is as it was and pays nothing. And holes are empty: a slow call takes what its block needs, and a free moves no
+//! position. So all bits that are set are blocks', and a free that looks at the bits need not look at holes as well.
 //!
 //! # What it costs
 //!
@@ -191,11 +192,14 @@
 //!   ahead, and no further than a branch that it mispredicted. At first freed blocks were kept with all their bits, 32 of each
 //!   size, each looked up in its magazine lest it be kept twice: 350 instructions for a free and what replaces it, the
 //!   rare misses with them. Now a magazine is a hint, checked by the bits alone, so it needs no look for doubles, may be long,
-//!   holds no memory, and no branch depends on where a block is or how long: some 150. Row `replace-in-scope` of `cargo bench
-//!   --bench counts` went from 278 to 200; the rows `replace-*` of `benches/peers` took 0.70 to 0.87 of the time (medians of
-//!   seven interleaved runs on an AMD EPYC beside the code before, twice, with 183 instructions: without a look at the last
-//!   block and the holes, which a second free needs), and blocks of 16 to 1,024 bytes hold 1.16 times
+//!   holds no memory, and no branch depends on where a block is or how long. Blocks of 16 to 1,024 bytes hold 1.18 times
 //!   what lives (1.21 before; 1.37 without any of this), of 16 to 128 and to 32 bytes 1.45 and 1.41 as before.
+//! - **While a thread recycles its holes are empty.** A free looked at the last block and both holes, lest a second free clear a
+//!   hole's bits: 16 instructions, and the registers that they took had to be saved. Now every set bit is a block's, and what
+//!   the others need is ordered so that nothing is saved. Row `replace-in-scope` of `cargo bench --bench counts`: 278 with blocks
+//!   kept, 199 with hints, 177 now; the rows `replace-*` of `benches/peers` take 0.75 to 0.99 of the time, medians of 9 and 11
+//!   interleaved runs on an AMD EPYC, by size and by what else uses the machine's memory. A scope that ends while its thread
+//!   recycles takes its hole anew, or each step would begin where the last block of the one before it was.
 //! - **Requests served by a magazine pay for huge pages as well**, 64 of them as much as a slow call: what is replaced in
 //!   place makes few of those, and is what wants huge pages most.
 //! - **A small area of more than 32 MiB grows by huge pages**, asked for once: what goes back comes again in small ones, and

@@ -553,6 +553,9 @@ impl Heap {
         }
         self.show();
         let made = self.alloc_small(size, align);
+        if self.is_recycling() {
+            self.empty_holes();
+        }
         self.hide();
         if let Ok(p) = made {
             // SAFETY: a new block; the guard is counted in its granules.
@@ -676,9 +679,10 @@ impl Heap {
             // SAFETY: the block is live, and this thread's own until it is freed below.
             unsafe { guard::freed(self.small_ptr(addr), size.max(1)) };
         }
-        let lane = &mut self.lanes[lane_of(size.max(1).wrapping_sub(1))];
-        if addr.wrapping_add(count.wrapping_mul(GRANULE)) == lane.pos {
-            lane.pos = addr;
+        let index = lane_of(size.max(1).wrapping_sub(1));
+        let is_last = addr.wrapping_add(count.wrapping_mul(GRANULE)) == self.lanes[index].pos;
+        if is_last && !self.is_recycling() {
+            self.lanes[index].pos = addr;
             return true;
         }
         self.map.clear(start, start.wrapping_add(count))
@@ -723,8 +727,9 @@ impl Heap {
         let (old_end, new_end) = (start.wrapping_add(have), start.wrapping_add(want));
         let new_end_addr = addr.wrapping_add(want.wrapping_mul(GRANULE));
         let index = lane_of(old.max(1).wrapping_sub(1));
-        // Lane 1's position stays at a line: a block that shrinks below one leaves it.
-        if self.addr(old_end) == self.lanes[index % LANES].pos && (index == 0 || new >= LINE_FROM) {
+        // Lane 1's position stays at a line: a block that shrinks below one leaves it. Empty holes give and take nothing.
+        let is_last = self.addr(old_end) == self.lanes[index % LANES].pos && !self.is_recycling();
+        if is_last && (index == 0 || new >= LINE_FROM) {
             while new_end_addr > self.lanes[index % LANES].limit {
                 if !self.extend_hole(index) {
                     return false;
@@ -865,6 +870,12 @@ impl Heap {
             self.special != 0,
             self.is_masked() || self.suspensions | self.deeper != 0
         );
+        if self.is_recycling() {
+            assert!(
+                holes.iter().all(|(pos, limit)| pos == limit),
+                "a free on the short way could clear a hole's bits"
+            );
+        }
         for lane in self.lanes {
             assert_eq!(
                 self.is_masked(),

@@ -845,29 +845,28 @@ fn a_remembered_block_is_not_freed_again() {
     });
 }
 
+/// A second free while blocks are remembered is seen by its bits, the last block's too: the position stays where it is.
 #[test]
-fn what_is_free_is_not_remembered() {
+fn what_is_free_is_not_freed_again() {
     for size in [16, 40, 64, 500, 1_024] {
         in_plain_scope(|heap, _scope| {
             let [early, _live, last] = [(); 3].map(|()| make(heap, size, 8).unwrap().addr());
             assert_eq!(heap.free_short(early, size), FreedShort::Yes);
             heap.start_recycling();
+            let live = heap.live_granules();
             assert_eq!(free(heap, early, size), Freed::Misuse, "freed before, {size} bytes");
             assert_eq!(free(heap, last, size), Freed::Yes);
-            assert_eq!(
-                make(heap, size, 8).map(|p| p.addr()),
-                Ok(last),
-                "the position moved back"
-            );
-            assert_eq!(free(heap, last, size), Freed::Yes);
-            assert_eq!(free(heap, last, size), Freed::Misuse, "in the hole, {size} bytes");
-            assert_eq!(heap.remembered(), 0);
+            for _ in 0..2 {
+                assert_eq!(free(heap, last, size), Freed::Misuse, "at the position, {size} bytes");
+            }
+            assert_eq!(heap.live_granules(), live - granules(size));
+            assert_eq!(heap.alloc_again(size, 8).map(|p| p.addr()), Some(last));
         });
     }
 }
 
 #[test]
-fn what_is_in_the_other_lanes_hole_is_not_remembered() {
+fn recycling_begins_with_empty_holes() {
     for (size, count, other) in [(16, 64, 1), (1_024, 1, 0)] {
         in_plain_scope(|heap, _scope| {
             let blocks: Vec<usize> = (0..count).map(|_| make(heap, size, 8).unwrap().addr()).collect();
@@ -876,14 +875,65 @@ fn what_is_in_the_other_lanes_hole_is_not_remembered() {
             let start = heap.granule(blocks[0]);
             heap.give_up_hole(other);
             heap.take(other, start, start + 64);
+            let live = heap.live_granules();
             heap.start_recycling();
             heap.debug_check();
             for &addr in &blocks {
                 assert_eq!(free(heap, addr, size), Freed::Misuse, "{size} bytes");
             }
-            assert_eq!(heap.remembered(), 0);
+            assert_eq!(heap.live_granules(), live);
         });
     }
+}
+
+/// What is new is used to the end though no hole holds it.
+#[test]
+fn while_blocks_are_remembered_the_area_grows_without_gaps() {
+    in_plain_scope(|heap, _scope| {
+        make(heap, 640, 8).unwrap();
+        heap.start_recycling();
+        let (start, before) = (heap.lanes[1].pos, heap.small.high);
+        for index in 0..150 {
+            assert_eq!(make(heap, 640, 8).unwrap().addr(), start + index * 640);
+            heap.debug_check();
+        }
+        assert!(heap.is_recycling());
+        let end = heap.granule(start) + 150 * granules(640);
+        assert!(
+            before < end && heap.small.high < end + 64,
+            "{before}, {end}, {}",
+            heap.small.high
+        );
+    });
+}
+
+/// Whatever is made, resized or given back meanwhile.
+#[test]
+fn while_blocks_are_remembered_holes_are_empty() {
+    in_plain_scope(|heap, _scope| {
+        let early: Vec<_> = (0..200).map(|_| make(heap, 100, 8).unwrap().addr()).collect();
+        heap.start_recycling();
+        for round in 0..40 {
+            for (size, align) in [
+                (16, 8),
+                (100, 8),
+                (40, 512),
+                (64, 4_096),
+                (1_000, 2_048),
+                (5_000, 8),
+                (70, 8),
+            ] {
+                let block = make(heap, size, align).unwrap().addr();
+                heap.debug_check();
+                assert!(heap.resize(block, size, size / 2), "{size} bytes");
+                heap.debug_check();
+            }
+            assert_eq!(free(heap, early[2 * round], 100), Freed::Yes);
+            heap.trim();
+            heap.debug_check();
+        }
+        assert!(heap.is_recycling());
+    });
 }
 
 #[test]

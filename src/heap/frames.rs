@@ -314,8 +314,9 @@ impl Heap {
                 return; // all of it was freed, and perhaps a block from before
             }
             let (from, to) = (self.granule(pos), self.granule(lane.pos));
-            // Longer than a hole, it is taken anew below: a step's end must not look at all that the step used.
-            if from < to && to.wrapping_sub(from) <= HOLE_MAX {
+            // Longer than a hole, it is taken anew below: a step's end must not look at all that the step used. So is it behind
+            // an empty one: a hole that ends where the last block did begins each step in another way.
+            if from < to && to.wrapping_sub(from) <= HOLE_MAX && lane.pos < lane.limit {
                 // Escapees in one piece at the beginning: the hole begins behind them.
                 let free = align_up(self.map.first_free(from, to), grain(index));
                 if self.map.first_live(free, to) == to {

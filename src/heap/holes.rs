@@ -156,17 +156,24 @@ impl Heap {
         self.used(index, end.wrapping_sub(start));
     }
 
-    /// Makes the free granules `[start, end)` its hole for a block of `count`; no more than it needs while the thread
-    /// recycles.
+    /// Makes the free granules `[start, end)` its hole for a block of `count`.
     fn take_found(&mut self, index: usize, start: usize, end: usize, count: usize, align: usize) {
-        let need = if self.is_recycling() && align <= grain(index) {
-            align_up(count, grain(index))
+        let wanted = self.wanted(index, start, end, count, align);
+        self.note_hole(align_down(wanted, grain(index)).wrapping_sub(start));
+        // Asked again: it may have begun to recycle.
+        let wanted = self.wanted(index, start, end, count, align);
+        self.take(index, start, wanted);
+    }
+
+    /// Where a hole for a block of `count` granules is to end, of free ones up to `end`: behind the block while the thread
+    /// recycles, for then no hole outlives the call.
+    fn wanted(&self, index: usize, start: usize, end: usize, count: usize, align: usize) -> usize {
+        let behind = align_up(start, align).wrapping_add(align_up(count, grain(index)));
+        if self.is_recycling() {
+            end.min(behind)
         } else {
-            HOLE_FIRST
-        };
-        let end = end.min(start.wrapping_add(need));
-        self.take(index, start, end);
-        self.note_hole(align_down(end, grain(index)).wrapping_sub(start));
+            end
+        }
     }
 
     /// Makes the first free granules from `mark` on the lane's hole, if there are any near.
@@ -235,12 +242,7 @@ impl Heap {
     /// Finds a hole in which `count` granules fit at a multiple of `align` granules.
     pub(super) fn refill(&mut self, index: usize, count: usize, align: usize) -> Result<(), Refused> {
         let lane = self.lanes[index % LANES];
-        let mark = self.granule(lane.limit);
-        let fresh = if mark == self.small.high {
-            self.granule(lane.pos)
-        } else {
-            self.small.high
-        };
+        let (pos, mark) = (self.granule(lane.pos), self.granule(lane.limit));
         self.give_up_hole(index);
         let count_min = count.max(RUN_MIN);
         if let Some((start, end)) = self.walk(index, mark, count_min, align, HOLE_FIRST) {
@@ -254,6 +256,13 @@ impl Heap {
                 return Ok(());
             }
         }
+        let high = self.small.high;
+        // What is free at the end is used with what is new.
+        let fresh = if self.map.first_live(pos, high) == high {
+            pos
+        } else {
+            high
+        };
         let need = count.wrapping_add(align).wrapping_add(grain(index));
         let step = if self.is_recycling() { FRESH_RECYCLING } else { FRESH };
         let (start, end) = match self.grow(fresh, fresh.wrapping_add(step.max(need)), fresh.wrapping_add(need)) {
@@ -266,6 +275,7 @@ impl Heap {
                 found.ok_or(refused)?
             }
         };
+        let end = self.wanted(index, start, end, count, align);
         self.take(index, start, end);
         self.publish();
         Ok(())

@@ -8,9 +8,10 @@
 //!
 //! Steps that free what they made are better off without: so blocks are remembered only while a thread *recycles*. It begins
 //! within one scope when many holes in turn were short, or when two looks at the area in turn find that some of it is free;
-//! it ends when a scope is left or few requests find a block. Meanwhile the area is masked, so that frees take the slow path.
+//! it ends when a scope is left or few requests find a block. Meanwhile the area is masked, so that frees take the slow path,
+//! and holes are empty: a position stays where it is, and every set bit is a live block's.
 
-use super::{lane_of, Heap};
+use super::{Heap, LANES};
 use crate::hint::unlikely;
 use crate::layout::{line_mask, CHUNK_GRANULES, GRANULE, MAGAZINE_ROOM, SHORT_MAX, WARM_CHUNKS, WORD_GRANULES};
 use crate::live_map::{clear_anywhere, take_short};
@@ -57,7 +58,7 @@ pub(super) struct Magazines {
     area: usize,
     /// The place behind the last of each magazine.
     tops: [Top; WORD_GRANULES],
-    /// Requests that found a block, less `MISS` times those that did not, up to the last that did not.
+    /// Requests that found a block remembered, less `MISS` times those that were served otherwise, up to the last of these.
     score: i32,
     /// Requests that found one since.
     found: i32,
@@ -172,6 +173,19 @@ impl Heap {
             self.magazines.area = segment.layout.small_bytes;
             (self.magazines.score, self.magazines.found) = (0, 0);
             self.len = 0;
+            self.empty_holes();
+        }
+    }
+
+    /// Ends both holes at their positions: what was left of them is free (H2), and where the next search begins.
+    pub(super) fn empty_holes(&mut self) {
+        for index in 0..LANES {
+            let lane = self.lanes[index];
+            if lane.pos < lane.limit {
+                let _whole = self.map.clear(self.granule(lane.pos), self.granule(lane.limit));
+                // `debt` stays: the limit is lower by as much as was not used of what was found.
+                self.lanes[index].limit = lane.pos;
+            }
         }
     }
 
@@ -218,14 +232,18 @@ impl Heap {
         let reach = less_one | mask;
         let start = self.magazines.pop(reach / GRANULE)?;
         let first = self.addr(start);
-        // SAFETY: it was live when it was freed, since it began to recycle. So the map is committed there, the memory was used
-        // (nothing went back since, or it would be forgotten), and the area's owner was this thread.
-        if unlikely(first & mask != 0 || !unsafe { take_short(self.live, first, reach) }) {
+        if unlikely(first & mask != 0) {
             return None;
         }
+        // These first, then the bits: fewer values are needed at once. If somebody has the memory by then, it is no less warm.
         // SAFETY: the promise made to `attach`; the block is in the area.
         unsafe { *self.magazines.warm.add(start / WARM) = 1 };
         self.magazines.found = self.magazines.found.wrapping_add(1);
+        // SAFETY: it was live when it was freed, since it began to recycle. So the map is committed there, the memory was used
+        // (nothing went back since, or it would be forgotten), and the area's owner was this thread.
+        if unlikely(!unsafe { take_short(self.live, first, reach) }) {
+            return None;
+        }
         Some(self.small_ptr(first))
     }
 
@@ -252,19 +270,16 @@ impl Heap {
         if unlikely(offset >= self.magazines.area || less_one >= SHORT_MAX) {
             return false;
         }
-        let lane = self.lanes[lane_of(less_one)];
-        let reach = less_one | lane.mask;
-        let is_last = addr.wrapping_add(reach).wrapping_add(1) == lane.pos;
-        // H4: the last block's bits become the hole's; in a hole there is no block.
-        if unlikely(is_last | self.lanes[0].holds(addr) | self.lanes[1].holds(addr)) {
+        let mask = line_mask(less_one);
+        let reach = less_one | mask;
+        if unlikely(addr & mask != 0) {
             return false;
         }
+        // First, for the reason given in `alloc_again`. Where it is no live block after all the program ends.
+        self.magazines.push(reach / GRANULE, offset / GRANULE);
+        // No look at the positions: all bits that are set are blocks', for holes are empty.
         // SAFETY: the caller's promise to free: a block is in this heap's small area, and this thread is the owner.
-        if unlikely(addr & lane.mask != 0 || !unsafe { clear_anywhere(self.live, addr, reach) }) {
-            return false;
-        }
-        self.magazines.push(reach / GRANULE, self.granule(addr));
-        true
+        unsafe { clear_anywhere(self.live, addr, reach) }
     }
 
     /// How many blocks are remembered. For tests.

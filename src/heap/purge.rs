@@ -201,8 +201,10 @@ impl Heap {
             self.give_up_hole(index);
         }
         let given = self.discard(false, true);
-        for (index, mark) in marks.into_iter().enumerate() {
-            self.take_from(index, mark);
+        if !self.is_recycling() {
+            for (index, mark) in marks.into_iter().enumerate() {
+                self.take_from(index, mark);
+            }
         }
         self.publish();
         self.hide();
