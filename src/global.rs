@@ -25,6 +25,9 @@ const SIMD_THRESHOLD: usize = 2048;
 /// From this size a request outside scopes gets a span, bytes. At this size glibc begins to map, unmap and fault.
 const LARGE_THRESHOLD: usize = 128 * 1024;
 
+/// Up to this alignment, unless it is more than the size, `System` passes a request on without a frame.
+const COMMON_ALIGN: usize = if cfg!(target_pointer_width = "64") { 16 } else { 8 };
+
 /// A global allocator with arena scopes, over a backing allocator that serves what the arenas do not.
 ///
 /// # Examples
@@ -303,7 +306,10 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for StepAlloc<A> {
             Bumped::Made(p) => p,
             // SAFETY: the layout is the caller's; its size is not 0; below both thresholds it is not mapped.
             Bumped::Outside if size.wrapping_sub(1) < self.small_outside() => unsafe {
-                Self::alloc_backing(size, align, self)
+                if align > COMMON_ALIGN || align > size {
+                    return Self::alloc_backing(size, align, self);
+                }
+                self.backing.alloc(layout)
             },
             // SAFETY: the caller's promise.
             Bumped::Outside => unsafe { Self::alloc_anew(size, align, self) },
